@@ -53,23 +53,18 @@ def evaluate(file: str, data: DataRecipe, device: str = "auto") -> int:
 
 def inspect(model: str, classes: int = 1000, image: Sequence[int] = (3, 224, 224), as_json: bool = False) -> int:
     """Prints the table of layers of a model file, or of a net that is named as in a recipe."""
-    from rich.console import Console
-
     from splore.deploy.file import load
     from splore.design.cost import cost
-    from splore.measure.report import layer_table
+    from splore.measure.report import layer_table, show
     from splore.zoo import build
 
     shape = tuple(image)
-    if os.path.exists(model) or model.endswith(".safetensors"):
-        net = load(model)
-    else:
-        net = build(model, classes, shape[0])
-    price = cost(net, shape)
+    is_file = os.path.exists(model) or model.endswith(".safetensors")
+    price = cost(load(model) if is_file else build(model, classes, shape[0]), shape)
     if as_json:
         print(json.dumps(price.as_dict(), indent=2))
     else:
-        Console(highlight=False).print(layer_table(price))
+        show(layer_table(price))
     return 0
 
 
@@ -145,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if os.environ.get("SPLORE_DEBUG"):
             raise
         _fail(" ".join(str(error).split()) or repr(error), 1)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         if type(error).__name__ != "ArgumentError" or os.environ.get("SPLORE_DEBUG"):
             raise
         _fail(_explained(str(error), command), 2)
@@ -198,7 +193,7 @@ def _explained(message: str, command: str) -> str:
     unknown = re.search(r"[Oo]ption '([\w.]+)' is not accepted|unrecognized arguments: --([\w.]+)", message)
     if unknown and command == "run":
         key = unknown.group(1) or unknown.group(2)
-        keys = [name for name in recipe_parser().get_defaults().keys() if name != "config"]
+        keys = [name for name in recipe_parser().get_defaults() if name != "config"]
         return f"there is no key {key!r} in a recipe{_nearest(key, keys)}; splore recipe explains all keys"
     return message
 

@@ -27,7 +27,7 @@ from splore.measure.evaluate import Score, evaluate
 from splore.measure.journal import Journal
 from splore.measure.progress import Display
 from splore.measure.provenance import provenance
-from splore.measure.report import stage_table
+from splore.measure.report import Stage, stage_table
 from splore.postprocess import prune as cuts
 from splore.postprocess.recalibrate import recalibrate
 from splore.recipe import DataRecipe, FinetuneRecipe, Recipe, TrainRecipe, check, design_of
@@ -90,11 +90,11 @@ class Run:
                 teacher = self._dense(copy.deepcopy(model))
             if recipe.method != "dense":
                 summary = decompose(model, design_of(recipe))
-                self.display.say(summary)
+                self.display.say(str(summary))
                 self._train(model)
                 self._finetune(model, teacher)
             result = self._summary(model)
-            self.display.say(stage_table(self.rows))
+            self.display.say(stage_table(_stage(row) for row in self.rows))
             self.display.say(
                 f"files in {self.out}: {', '.join(FILES[row['stage']] for row in self.rows)}, summary.json"
             )
@@ -127,7 +127,7 @@ class Run:
         def hang_on(optimizer: torch.optim.Optimizer) -> None:
             optimizer.register_step_pre_hook(lambda *_: decay.add_gradients())
             if wish.proximal:
-                optimizer.register_step_post_hook(lambda opt, *_: l1.shrink(opt.param_groups[0]["lr"]))
+                optimizer.register_step_post_hook(lambda opt, *_: l1.shrink(_reach(opt)))
 
         self._fit("train", model, wish, wish.epochs, entropy if wish.proximal else loss, hang_on)
         self._row("after training", model)
@@ -415,6 +415,12 @@ def _open_data(wish: DataRecipe, seed: int, accelerator: Accelerator) -> Data:
     )
 
 
+def _reach(optimizer: torch.optim.Optimizer) -> float:
+    """How far a steady unit gradient moves a parameter in one step of SGD: lr / (1 - momentum)."""
+    group = optimizer.param_groups[0]
+    return group["lr"] / max(1 - group["momentum"], 1e-3)
+
+
 def _cross_entropy(smoothing: float) -> Loss:
     return lambda outputs, labels, images: F.cross_entropy(outputs, labels, label_smoothing=smoothing)
 
@@ -446,6 +452,10 @@ def _layer_scalars(model: nn.Module) -> dict[str, float]:
             scalars[f"density/{name}"] = float(S.count_nonzero()) / S.numel()
             scalars[f"energy/{name}"] = float(S.square().sum())
     return scalars
+
+
+def _stage(row: dict) -> Stage:
+    return Stage(row["stage"], row["accuracy"], row["params"], row["params_kept"], row["macs_kept"], row["bytes"])
 
 
 def _part(row: dict | None, keys: tuple[str, ...]) -> dict | None:

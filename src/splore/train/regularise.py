@@ -8,7 +8,7 @@ In a loop of your own:
     ...
     (criterion(model(x), y) + decay.penalty()).backward()
     optimizer.step()
-    l1.shrink(optimizer.param_groups[0]["lr"])      # or add l1.penalty() to the loss instead: the paper's way
+    l1.shrink(lr / (1 - 0.9))      # or add l1.penalty() to the loss instead: the paper's way
 """
 
 from enum import Enum
@@ -57,7 +57,11 @@ class L1:
 
     @torch.no_grad()
     def shrink(self, lr: float) -> None:
-        """The proximal step after an optimiser's step of this learning rate: the soft threshold by lr * strength."""
+        """The proximal step after an optimiser's step of this learning rate: the soft threshold by lr * strength.
+
+        With SGD and a momentum m, give lr / (1 - m): a steady gradient is amplified by that much, and so a strength
+        then means the same here as in `penalty`.
+        """
         thresholds = [lr * strength for strength in self.strengths]
         if not any(thresholds):
             return
@@ -87,7 +91,7 @@ class FrobeniusDecay:
 
     @torch.no_grad()
     def add_gradients(self) -> None:
-        """Adds the gradient of `penalty` to A.grad and B.grad: cheaper than a term of the loss; call before the step."""
+        """Adds the gradient of `penalty` to A.grad and B.grad; call before the step. Cheaper than a loss term."""
         if not self.strength:
             return
         for A, B in self.factors:
