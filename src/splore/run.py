@@ -13,7 +13,6 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
@@ -23,16 +22,18 @@ from splore.deploy.file import load, save
 from splore.design.cost import cost
 from splore.design.decompose import decompose
 from splore.design.layers import decomposed_layers
-from splore.measure.evaluate import Score, evaluate
+from splore.measure.evaluate import Score, check_outputs, evaluate
 from splore.measure.journal import Journal
 from splore.measure.progress import Display
 from splore.measure.provenance import provenance
 from splore.measure.report import Stage, stage_table
+from splore.measure.structure import kept_share, layer_scalars
 from splore.postprocess import prune as cuts
 from splore.postprocess.recalibrate import recalibrate
 from splore.recipe import DataRecipe, FinetuneRecipe, Recipe, TrainRecipe, check, design_of
 from splore.train.checkpoint import Checkpoints, random_state, set_random_state
 from splore.train.loop import Clock, Position, Stopped, check_finite, fit, warm_cosine
+from splore.train.losses import Loss, cross_entropy, distilled
 from splore.train.masks import MaskHold, hold_masks
 from splore.train.regularise import L1, FrobeniusDecay, Scaling, parameter_groups
 from splore.zoo import build
@@ -44,7 +45,6 @@ FILES = {
     "after the cut": "cut.safetensors",
     "after fine-tuning": "model.safetensors",
 }
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Run:
@@ -108,7 +108,7 @@ class Run:
         if self._over("dense"):
             return load(path, model)
         epochs = self.recipe.train.epochs + (self.recipe.finetune.epochs if self.recipe.method != "dense" else 0)
-        self._fit("dense", model, self.recipe.train, epochs, _cross_entropy(self.recipe.train.label_smoothing))
+        self._fit("dense", model, self.recipe.train, epochs, cross_entropy(self.recipe.train.label_smoothing))
         self._row("dense", model)
         self._checkpoint("train", None, None, Position())
         return model
@@ -119,7 +119,7 @@ class Run:
         wish = self.recipe.train
         l1 = L1(model, wish.l1, Scaling(wish.l1_scaling))
         decay = FrobeniusDecay(model, wish.frobenius)
-        entropy = _cross_entropy(wish.label_smoothing)
+        entropy = cross_entropy(wish.label_smoothing)
 
         def loss(outputs: Tensor, labels: Tensor, images: Tensor) -> Tensor:
             return entropy(outputs, labels, images) + l1.penalty()
@@ -157,9 +157,9 @@ class Run:
                 if epoch == steps - 1:
                     self._row("after the cut", model)
 
-        loss = _cross_entropy(self.recipe.train.label_smoothing)
+        loss = cross_entropy(self.recipe.train.label_smoothing)
         if wish.distill and teacher is not None:
-            loss = _distilled(loss, teacher.eval().requires_grad_(False), wish, self.accelerator)
+            loss = distilled(loss, teacher, wish.distill, wish.temperature, self.accelerator.autocast)
         if wish.epochs == 0:
             cut(0)
         else:
@@ -173,8 +173,8 @@ class Run:
             if wish.energy is not None:
                 cuts.prune(model, energy=cuts.cubic(progress, 1.0, wish.energy))
             elif wish.params is not None:
-                now = cost(model, self.data.image_shape).params_kept
-                goal = cuts.cubic(progress, max(now, wish.params), wish.params)
+                first = next(row["params_kept"] for row in self.rows if row["stage"] == "after training")
+                goal = cuts.cubic(progress, min(max(first, wish.params), 1.0), wish.params)
                 cuts.prune(model, params=goal, score=getattr(cuts, wish.score))
         if wish.recalibrate_batches:
             batches = (x for x, _ in islice(self.data.train.epoch(0), wish.recalibrate_batches))
@@ -228,7 +228,7 @@ class Run:
             seen[1] += 1
             if report.due() and self.display.live:
                 loss_sum, correct, samples = at.sums.tolist()
-                kept = self._kept(model)
+                kept = kept_share(model)
                 self.display.update(at.epoch, at.step, loss_sum / samples, 100 * correct / samples, kept, speed())
             if save_now.due() or self.stop_asked:
                 self._checkpoint(stage, model, optimizer, at)
@@ -240,12 +240,12 @@ class Run:
             last = at.epoch + 1 == epochs
             tested = self._evaluate(model) if last or (at.epoch + 1) % self.recipe.evaluate_every == 0 else None
             loss_sum, correct, samples = self.accelerator.reduce(at.sums).tolist()
-            figures = {"loss": loss_sum / samples, "accuracy": 100 * correct / samples, "kept": self._kept(model)}
+            figures = {"loss": loss_sum / samples, "accuracy": 100 * correct / samples, "kept": kept_share(model)}
             accuracy = tested.accuracy if tested else None
             test = {"test_accuracy": accuracy, "test_loss": tested.loss} if tested else {}
             self.display.epoch(at.epoch, figures["loss"], figures["accuracy"], accuracy, figures["kept"], speed())
             self.journal.add(stage=stage, epoch=at.epoch + 1, **figures, **test, images_per_second=round(speed(), 1))
-            scalars = {f"{stage}/{name}": value for name, value in (figures | test).items()} | _layer_scalars(model)
+            scalars = {f"{stage}/{name}": value for name, value in (figures | test).items()} | layer_scalars(model)
             self.accelerator.log(scalars, step=first_epoch + at.epoch + 1)
             if not last:
                 self._checkpoint(stage, model, optimizer, Position(at.epoch + 1))
@@ -274,14 +274,6 @@ class Run:
             return self.accelerator.reduce(sums)
 
         return evaluate(model, self.data.test, total, self.accelerator.autocast)
-
-    def _kept(self, model: nn.Module) -> float:
-        """The share of the dense net's parameters that are not zero; waits for the device."""
-        layers = decomposed_layers(model).values()
-        empty = sum(layer.S.numel() - int(layer.S.count_nonzero()) for layer in layers if layer.S is not None)
-        dense, held = cuts.budget_entries(model, 1.0)
-        sparse = sum(layer.S.numel() for layer in layers if layer.S is not None)
-        return (held + sparse - empty) / dense
 
     def _row(self, name: str, model: nn.Module) -> None:
         """Measures the model, saves it, and adds a row to the table of stages."""
@@ -375,23 +367,6 @@ class Run:
                 signal.signal(number, handler)
 
 
-def check_outputs(model: nn.Module, data: Data) -> None:
-    """Raises ValueError when a model's output is not one number per class of the data."""
-    parameter = next(model.parameters())
-    training = model.training
-    try:
-        with torch.no_grad():
-            shape = tuple(model.eval()(parameter.new_zeros(1, *data.image_shape)).shape)
-    except RuntimeError as error:
-        raise ValueError(f"the model can't take images of shape {tuple(data.image_shape)}: {error}") from error
-    model.train(training)
-    if shape != (1, data.num_classes):
-        raise ValueError(
-            f"{data.name} has {data.num_classes} classes, but the model gives outputs of shape {shape[1:]} per image: "
-            "choose the data or the model so that they agree"
-        )
-
-
 def evaluate_file(file: str, wish: DataRecipe, device: str) -> Score:
     """The score of a model file on the test images that a recipe's `data` names; device is auto or cpu."""
     accelerator = Accelerator(cpu=device == "cpu")
@@ -419,39 +394,6 @@ def _reach(optimizer: torch.optim.Optimizer) -> float:
     """How far a steady unit gradient moves a parameter in one step of SGD: lr / (1 - momentum)."""
     group = optimizer.param_groups[0]
     return group["lr"] / max(1 - group["momentum"], 1e-3)
-
-
-def _cross_entropy(smoothing: float) -> Loss:
-    return lambda outputs, labels, images: F.cross_entropy(outputs, labels, label_smoothing=smoothing)
-
-
-def _distilled(loss: Loss, teacher: nn.Module, wish: FinetuneRecipe, accelerator: Accelerator) -> Loss:
-    """The loss with a share of the teacher's softened outputs for target (Hinton et al., 2015)."""
-
-    def distilled(outputs: Tensor, labels: Tensor, images: Tensor) -> Tensor:
-        with torch.no_grad(), accelerator.autocast():
-            target = teacher(images)
-        soft = F.kl_div(
-            F.log_softmax(outputs / wish.temperature, 1),
-            F.log_softmax(target.float() / wish.temperature, 1),
-            reduction="batchmean",
-            log_target=True,
-        )
-        return (1 - wish.distill) * loss(outputs, labels, images) + wish.distill * wish.temperature**2 * soft
-
-    return distilled
-
-
-def _layer_scalars(model: nn.Module) -> dict[str, float]:
-    """Density of S, its energy and the rank of L, by layer."""
-    scalars: dict[str, float] = {}
-    for name, layer in decomposed_layers(model).items():
-        scalars[f"rank/{name}"] = layer.rank
-        if layer.S is not None:
-            S = layer.S.detach()
-            scalars[f"density/{name}"] = float(S.count_nonzero()) / S.numel()
-            scalars[f"energy/{name}"] = float(S.square().sum())
-    return scalars
 
 
 def _stage(row: dict) -> Stage:
