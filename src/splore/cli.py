@@ -193,7 +193,7 @@ def _explained(message: str, command: str) -> str:
     unknown = re.search(r"[Oo]ption '([\w.]+)' is not accepted|unrecognized arguments: --([\w.]+)", message)
     if unknown and command == "run":
         key = unknown.group(1) or unknown.group(2)
-        keys = [name for name in recipe_parser().get_defaults() if name != "config"]
+        keys = [name for name, _ in recipe_parser().get_defaults().items() if name != "config"]
         return f"there is no key {key!r} in a recipe{_nearest(key, keys)}; splore recipe explains all keys"
     return message
 

@@ -1,8 +1,6 @@
 """One run of the method: the dense baseline, then stages a, b and c, from a recipe to a compressed file."""
 
 import copy
-import json
-import os
 import random
 import signal
 import time
@@ -18,33 +16,24 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from splore.data import Data, open_data
-from splore.deploy.file import load, save
+from splore.deploy.file import dense_bytes, load, save
 from splore.design.cost import cost
 from splore.design.decompose import decompose
 from splore.design.layers import decomposed_layers
 from splore.measure.evaluate import Score, check_outputs, evaluate
-from splore.measure.journal import Journal
 from splore.measure.progress import Display
-from splore.measure.provenance import provenance
-from splore.measure.report import Stage, stage_table
+from splore.measure.report import stage_table
 from splore.measure.structure import kept_share, layer_scalars
 from splore.postprocess import prune as cuts
 from splore.postprocess.recalibrate import recalibrate
 from splore.recipe import DataRecipe, FinetuneRecipe, Recipe, TrainRecipe, check, design_of
-from splore.train.checkpoint import Checkpoints, random_state, set_random_state
+from splore.record import FILES, STAGES, Record
+from splore.train.checkpoint import set_random_state
 from splore.train.loop import Clock, Position, Stopped, check_finite, fit, warm_cosine
 from splore.train.losses import Loss, cross_entropy, distilled
 from splore.train.masks import MaskHold, hold_masks
 from splore.train.regularise import L1, FrobeniusDecay, Scaling, parameter_groups
 from splore.zoo import build
-
-STAGES = ("dense", "train", "finetune")
-FILES = {
-    "dense": "dense.safetensors",
-    "after training": "trained.safetensors",
-    "after the cut": "cut.safetensors",
-    "after fine-tuning": "model.safetensors",
-}
 
 
 class Run:
@@ -65,12 +54,7 @@ class Run:
         )
         self.main = self.accelerator.is_main_process
         self.data = _open_data(recipe.data, recipe.seed, self.accelerator)
-        self.checkpoints = Checkpoints(out / "checkpoints")
-        self.state = self.checkpoints.load() if resume else None
-        self.journal = Journal(out / "metrics.jsonl", self.state["journal"] if self.state else 0, write=self.main)
-        self.rows: list[dict] = self.state["rows"] if self.state else []
-        self.seconds: float = self.state["seconds"] if self.state else 0.0
-        self.started = time.monotonic()
+        self.record = Record(out, resume, self.main)
         self.display = Display(self.main)
         self.stop_asked = False
 
@@ -83,7 +67,7 @@ class Run:
         if recipe.hardware.channels_last:
             model = model.to(memory_format=torch.channels_last)
         check_outputs(model, self.data)
-        self.accelerator.init_trackers("splore", {"recipe": json.dumps(asdict(recipe), default=str)})
+        self.accelerator.init_trackers("splore", {"recipe": str(asdict(recipe))})
         with self.display, self._stoppable():
             teacher = None
             if recipe.baseline or recipe.method == "dense":
@@ -93,28 +77,26 @@ class Run:
                 self.display.say(str(summary))
                 self._train(model)
                 self._finetune(model, teacher)
-            result = self._summary(model)
-            self.display.say(stage_table(_stage(row) for row in self.rows))
-            self.display.say(
-                f"files in {self.out}: {', '.join(FILES[row['stage']] for row in self.rows)}, summary.json"
-            )
+            self.display.say(stage_table(self.record.table()))
+            files = ", ".join(FILES[row["stage"]] for row in self.record.rows)
+            self.display.say(f"files in {self.out}: {files}, summary.json")
         self.accelerator.end_training()
-        return result
+        return self.record.summarise(recipe, cost(model, self.data.image_shape), dense_bytes(model))
 
     # The stages
 
     def _dense(self, model: nn.Module) -> nn.Module:
         path = self.out / FILES["dense"]
-        if self._over("dense"):
+        if self.record.is_over("dense"):
             return load(path, model)
         epochs = self.recipe.train.epochs + (self.recipe.finetune.epochs if self.recipe.method != "dense" else 0)
         self._fit("dense", model, self.recipe.train, epochs, cross_entropy(self.recipe.train.label_smoothing))
         self._row("dense", model)
-        self._checkpoint("train", None, None, Position())
+        self.record.checkpoint("train", None, None, Position())
         return model
 
     def _train(self, model: nn.Module) -> None:
-        if self._over("train"):
+        if self.record.is_over("train"):
             return
         wish = self.recipe.train
         l1 = L1(model, wish.l1, Scaling(wish.l1_scaling))
@@ -131,16 +113,16 @@ class Run:
 
         self._fit("train", model, wish, wish.epochs, entropy if wish.proximal else loss, hang_on)
         self._row("after training", model)
-        self._checkpoint("finetune", model, None, Position())
+        self.record.checkpoint("finetune", model, None, Position())
 
     def _finetune(self, model: nn.Module, teacher: nn.Module | None) -> None:
         wish, steps = self.recipe.finetune, self.recipe.cut.steps
-        if self.state and self.state["stage"] == "finetune":
-            model.load_state_dict(self.state["model"])
-        else:
-            self.state = None
-        fresh = not self.state or (self.state["epoch"], self.state["step"]) == (0, 0)
-        if fresh and self.recipe.cut.rank_energy is not None:
+        resumed = self.record.within("finetune") or self.record.within("done")
+        if resumed:
+            model.load_state_dict(resumed["model"])
+        if self.record.is_over("finetune"):
+            return
+        if (not resumed or resumed["optimizer"] is None) and self.recipe.cut.rank_energy is not None:
             cuts.cut_ranks(model, self.recipe.cut.rank_energy)
         held: list[MaskHold] = []
         decay = FrobeniusDecay(model, self.recipe.train.frobenius)
@@ -165,6 +147,7 @@ class Run:
         else:
             self._fit("finetune", model, wish, wish.epochs, loss, hang_on, cut, self.recipe.train.epochs)
         self._row("after fine-tuning", model)
+        self.record.checkpoint("done", model, None, Position())
 
     def _cut(self, model: nn.Module, progress: float) -> None:
         """The cut of S that is due at a progress from 0 to 1 of its schedule, and batch norm measured anew."""
@@ -173,17 +156,14 @@ class Run:
             if wish.energy is not None:
                 cuts.prune(model, energy=cuts.cubic(progress, 1.0, wish.energy))
             elif wish.params is not None:
-                first = next(row["params_kept"] for row in self.rows if row["stage"] == "after training")
-                goal = cuts.cubic(progress, min(max(first, wish.params), 1.0), wish.params)
+                trained = self.record.row("after training") or {"params_kept": 1.0}
+                goal = cuts.cubic(progress, min(max(trained["params_kept"], wish.params), 1.0), wish.params)
                 cuts.prune(model, params=goal, score=getattr(cuts, wish.score))
         if wish.recalibrate_batches:
             batches = (x for x, _ in islice(self.data.train.epoch(0), wish.recalibrate_batches))
             recalibrate(model, batches)
 
     # What every stage does
-
-    def _over(self, stage: str) -> bool:
-        return self.state is not None and STAGES.index(self.state["stage"]) > STAGES.index(stage)
 
     def _fit(
         self,
@@ -198,7 +178,7 @@ class Run:
     ) -> None:
         """Trains `model` through a stage, from its start or from the checkpoint within it."""
         train, batches = self.recipe.train, self.data.train
-        resumed = self.state if self.state and self.state["stage"] == stage else None
+        resumed = self.record.within(stage)
         position = Position()
         torch.manual_seed(self.recipe.seed + STAGES.index(stage))
         random.seed(self.recipe.seed + STAGES.index(stage))
@@ -231,7 +211,7 @@ class Run:
                 kept = kept_share(model)
                 self.display.update(at.epoch, at.step, loss_sum / samples, 100 * correct / samples, kept, speed())
             if save_now.due() or self.stop_asked:
-                self._checkpoint(stage, model, optimizer, at)
+                self.record.checkpoint(stage, model, optimizer, at)
             if self.stop_asked:
                 raise Stopped
 
@@ -244,11 +224,13 @@ class Run:
             accuracy = tested.accuracy if tested else None
             test = {"test_accuracy": accuracy, "test_loss": tested.loss} if tested else {}
             self.display.epoch(at.epoch, figures["loss"], figures["accuracy"], accuracy, figures["kept"], speed())
-            self.journal.add(stage=stage, epoch=at.epoch + 1, **figures, **test, images_per_second=round(speed(), 1))
+            self.record.journal.add(
+                stage=stage, epoch=at.epoch + 1, **figures, **test, images_per_second=round(speed(), 1)
+            )
             scalars = {f"{stage}/{name}": value for name, value in (figures | test).items()} | layer_scalars(model)
             self.accelerator.log(scalars, step=first_epoch + at.epoch + 1)
             if not last:
-                self._checkpoint(stage, model, optimizer, Position(at.epoch + 1))
+                self.record.checkpoint(stage, model, optimizer, Position(at.epoch + 1))
             seen[:] = [time.monotonic(), 0]
 
         self.display.begin(stage, epochs, len(batches), position.epoch * len(batches) + position.step)
@@ -283,70 +265,10 @@ class Run:
             save(model, path)
         self.accelerator.wait_for_everyone()
         price = cost(model, self.data.image_shape)
-        row = {
-            "stage": name,
-            "accuracy": score.accuracy,
-            "top5": score.top5,
-            "loss": score.loss,
-            "params": price.params,
-            "macs": price.macs,
-            "bytes": path.stat().st_size,
-            "params_kept": price.params_kept,
-            "macs_kept": price.macs_kept,
-        }
-        self.rows = [old for old in self.rows if old["stage"] != name] + [row]
-        self.journal.add(row=row)
+        self.record.add_row(name, score, price)
         self.display.say(
             f"{name}: {score.accuracy:.2f} % on {score.samples:,} test images, {price.params:,} parameters"
         )
-
-    def _checkpoint(
-        self, stage: str, model: nn.Module | None, optimizer: torch.optim.Optimizer | None, at: Position
-    ) -> None:
-        """Writes where the run is; never a state that is not finite."""
-        if model is not None:
-            check_finite(model, at.sums)
-        if self.main:
-            self.checkpoints.save(
-                {
-                    "stage": stage,
-                    "epoch": at.epoch,
-                    "step": at.step,
-                    "sums": at.sums,
-                    "model": model.state_dict() if model is not None else None,
-                    "optimizer": optimizer.state_dict() if optimizer is not None else None,
-                    "random": random_state(),
-                    "journal": self.journal.size,
-                    "rows": self.rows,
-                    "seconds": self.seconds + time.monotonic() - self.started,
-                }
-            )
-        if optimizer is None:
-            self.state = None  # a stage has ended: the next one starts anew
-
-    def _summary(self, model: nn.Module) -> dict:
-        recipe, rows = self.recipe, {row["stage"]: row for row in self.rows}
-        keys = ("accuracy", "top5", "params", "macs", "bytes")
-        summary: dict = {"dense": _part(rows.get("dense"), keys)}
-        if recipe.method != "dense":
-            compressed = rows["after fine-tuning"]
-            summary["compressed"] = _part(compressed, (*keys, "params_kept", "macs_kept"))
-            if summary["dense"] is None:
-                price = cost(model, self.data.image_shape)
-                summary["dense"] = {"accuracy": None, "top5": None, "params": price.dense_params,
-                                    "macs": price.dense_macs, "bytes": price.dense_bytes}  # fmt: skip
-        summary |= {
-            "stages": self.rows,
-            "seed": recipe.seed,
-            "seconds": self.seconds + time.monotonic() - self.started,
-            "recipe": asdict(recipe),
-            **provenance(),
-        }
-        if self.main:
-            temporary = self.out / "summary.json.tmp"
-            temporary.write_text(json.dumps(summary, indent=2, default=str) + "\n")
-            os.replace(temporary, self.out / "summary.json")
-        return summary
 
     @contextmanager
     def _stoppable(self) -> Iterator[None]:
@@ -394,11 +316,3 @@ def _reach(optimizer: torch.optim.Optimizer) -> float:
     """How far a steady unit gradient moves a parameter in one step of SGD: lr / (1 - momentum)."""
     group = optimizer.param_groups[0]
     return group["lr"] / max(1 - group["momentum"], 1e-3)
-
-
-def _stage(row: dict) -> Stage:
-    return Stage(row["stage"], row["accuracy"], row["params"], row["params_kept"], row["macs_kept"], row["bytes"])
-
-
-def _part(row: dict | None, keys: tuple[str, ...]) -> dict | None:
-    return None if row is None else {key: row[key] for key in keys}

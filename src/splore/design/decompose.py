@@ -139,8 +139,11 @@ def _ranks(model: nn.Module, design: Design, matrices: dict[str, Tensor]) -> dic
 
 
 def _decomposed(layer: nn.Conv2d | nn.Linear, matrix: Tensor, rank: int, design: Design) -> LowRankSparse:
-    kind = LowRankSparseConv2d if isinstance(layer, nn.Conv2d) else LowRankSparseLinear
-    new = kind(layer, rank, design.sparse, design.scheme)
+    new: LowRankSparse
+    if isinstance(layer, nn.Conv2d):
+        new = LowRankSparseConv2d(layer, rank, design.sparse, design.scheme)
+    else:
+        new = LowRankSparseLinear(layer, rank, design.sparse, design.scheme)
     if design.trained:
         new.set_parts(*from_trained(matrix, rank, design.sparse, design.density))
     else:

@@ -63,11 +63,11 @@ class Checkpoints:
 
 def random_state() -> dict:
     """The state of every generator that a network or a dataset may draw from."""
-    kind, keys, *rest = np.random.get_state()
+    kind, keys, *rest = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [kind, keys.tolist(), *rest],
+        "numpy": [kind, np.asarray(keys).tolist(), *rest],
         "python": repr(random.getstate()),
     }
 
