@@ -1,5 +1,6 @@
 """One recipe = one run: the typed configuration that a YAML file and the command line fill in."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -136,7 +137,7 @@ class HardwareRecipe:
     channels_last: bool = True
     threads: int | None = None
     checkpoint_minutes: float = 10.0
-    trackers: list[str] = field(default_factory=list)
+    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -207,18 +208,28 @@ def check(recipe: Recipe) -> None:
         ("train.frobenius", train.frobenius, 0),
         ("train.weight_decay", train.weight_decay, 0),
         ("train.warmup_epochs", train.warmup_epochs, 0),
+        ("finetune.warmup_epochs", tune.warmup_epochs, 0),
+        ("seed", recipe.seed, 0),
+        ("data.workers", recipe.data.workers or 0, 0),
+        ("hardware.threads", recipe.hardware.threads or 1, 1),
+        ("hardware.checkpoint_minutes", recipe.hardware.checkpoint_minutes, 0),
     ]
     for name, value, least in at_least:
-        if value < least:
+        if not value >= least:
             raise ValueError(f"{name} must be at least {least}, found {value}")
     shares = [("cut.params", cut.params), ("cut.energy", cut.energy), ("cut.rank_energy", cut.rank_energy)]
     for name, share in shares:
         if share is not None and not 0 < share <= 1:
             raise ValueError(f"{name} must be above 0 and at most 1, found {share}")
     for name, rate in (("train.lr", train.lr), ("finetune.lr", tune.lr), ("finetune.temperature", tune.temperature)):
-        if rate <= 0:
+        if not 0 < rate < math.inf:
             raise ValueError(f"{name} must be above 0, found {rate}")
-    for name, part in (("train.momentum", train.momentum), ("finetune.distill", tune.distill)):
+    parts = [
+        ("train.momentum", train.momentum),
+        ("train.label_smoothing", train.label_smoothing),
+        ("finetune.distill", tune.distill),
+    ]
+    for name, part in parts:
         if not 0 <= part <= 1:
             raise ValueError(f"{name} must lie between 0 and 1, found {part}")
     if cut.params is not None and cut.energy is not None:

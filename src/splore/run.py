@@ -49,17 +49,21 @@ class Run:
         self.accelerator = Accelerator(
             cpu=hardware.device == "cpu",
             mixed_precision={"fp32": "no"}.get(hardware.precision, hardware.precision),
-            log_with=hardware.trackers or None,
+            log_with=list(hardware.trackers) or None,
             project_dir=str(out),
         )
-        self.main = self.accelerator.is_main_process
+        for missing in set(hardware.trackers) - {str(tracker) for tracker in self.accelerator.log_with}:
+            raise ImportError(f"the tracker {missing} is not installed: pip install {missing}")
+        self.resume, self.main = resume, self.accelerator.is_main_process
         self.data = _open_data(recipe.data, recipe.seed, self.accelerator)
-        self.record = Record(out, resume, self.main)
         self.display = Display(self.main)
         self.stop_asked = False
 
-    def execute(self) -> dict:
-        """Runs what is left of the run; returns the summary that is written to summary.json."""
+    def execute(self, begin: Callable[[], None] = lambda: None) -> dict:
+        """Runs what is left of the run; returns the summary that is written to summary.json.
+
+        `begin` is called before anything is written, once data, model and budgets have been found to be possible.
+        """
         recipe = self.recipe
         torch.manual_seed(recipe.seed)
         model = build(recipe.model, self.data.num_classes, self.data.image_shape[0], recipe.pretrained)
@@ -67,14 +71,16 @@ class Run:
         if recipe.hardware.channels_last:
             model = model.to(memory_format=torch.channels_last)
         check_outputs(model, self.data)
+        dense = copy.deepcopy(model) if recipe.baseline or recipe.method == "dense" else None
+        structure = decompose(model, design_of(recipe)) if recipe.method != "dense" else None
+        self._check_budget(model)
+        begin()
+        self.record = Record(self.out, self.resume, self.main)
         self.accelerator.init_trackers("splore", {"recipe": str(asdict(recipe))})
         with self.display, self._stoppable():
-            teacher = None
-            if recipe.baseline or recipe.method == "dense":
-                teacher = self._dense(copy.deepcopy(model))
-            if recipe.method != "dense":
-                summary = decompose(model, design_of(recipe))
-                self.display.say(str(summary))
+            teacher = None if dense is None else self._dense(dense)
+            if structure is not None:
+                self.display.say(str(structure))
                 self._train(model)
                 self._finetune(model, teacher)
             self.display.say(stage_table(self.record.table()))
@@ -82,6 +88,19 @@ class Run:
             self.display.say(f"files in {self.out}: {files}, summary.json")
         self.accelerator.end_training()
         return self.record.summarise(recipe, cost(model, self.data.image_shape), dense_bytes(model))
+
+    def _check_budget(self, model: nn.Module) -> None:
+        """Raises ValueError for a budget that the cut of S can't meet, before the hours that come before the cut."""
+        cut = self.recipe.cut
+        sparse = any(layer.S is not None for layer in decomposed_layers(model).values())
+        if not sparse or cut.params is None or cut.rank_energy is not None:
+            return
+        allowed, held = cuts.budget_entries(model, cut.params)
+        if allowed < held:
+            raise ValueError(
+                f"cut.params: {cut.params} allows {allowed:,} parameters, but without any S the net still holds "
+                f"{held:,}: raise it, lower design.rank, or decompose more layers"
+            )
 
     # The stages
 
@@ -162,6 +181,7 @@ class Run:
         if wish.recalibrate_batches:
             batches = (x for x, _ in islice(self.data.train.epoch(0), wish.recalibrate_batches))
             recalibrate(model, batches)
+            self._agree(model)
 
     # What every stage does
 
@@ -182,7 +202,7 @@ class Run:
         position = Position()
         torch.manual_seed(self.recipe.seed + STAGES.index(stage))
         random.seed(self.recipe.seed + STAGES.index(stage))
-        if resumed and resumed["model"] is not None:
+        if resumed and resumed["optimizer"] is not None:
             model.load_state_dict(resumed["model"])
         optimizer = torch.optim.SGD(
             parameter_groups(model, train.weight_decay),
@@ -250,8 +270,19 @@ class Run:
         )
         if parallel is not model:
             self.accelerator.unwrap_model(parallel, keep_fp32_wrapper=False)
+            del parallel
+            self.accelerator.free_memory()  # the next stage wraps the model anew
+
+    def _agree(self, model: nn.Module) -> None:
+        """Averages the batch-norm statistics that each process has gathered on its share of the images."""
+        if self.accelerator.num_processes > 1:
+            for buffer in model.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(self.accelerator.reduce(buffer, "mean"))
 
     def _evaluate(self, model: nn.Module) -> Score:
+        self._agree(model)
+
         def total(sums: Tensor) -> Tensor:
             return self.accelerator.reduce(sums)
 
@@ -289,10 +320,10 @@ class Run:
                 signal.signal(number, handler)
 
 
-def evaluate_file(file: str, wish: DataRecipe, device: str) -> Score:
-    """The score of a model file on the test images that a recipe's `data` names; device is auto or cpu."""
+def evaluate_on(model: nn.Module, wish: DataRecipe, device: str) -> Score:
+    """The score of a model on the test images that a recipe's `data` names; device is auto or cpu."""
     accelerator = Accelerator(cpu=device == "cpu")
-    model = load(file).to(accelerator.device)
+    model.to(accelerator.device)
     data = _open_data(wish, 0, accelerator)
     check_outputs(model, data)
     return evaluate(model, data.test)

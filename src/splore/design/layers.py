@@ -60,7 +60,7 @@ class LowRankSparse(nn.Module):
         else:
             self.register_parameter("S", None)
             self.register_buffer("mask", None)
-        self.bias = dense.bias  # type: ignore[assignment]
+        self.register_parameter("bias", dense.bias)  # type: ignore[arg-type]
         self.train(dense.training)
 
     @property

@@ -50,7 +50,7 @@ class Checkpoints:
                 digest = path.with_suffix(".sha256").read_text()
                 if hashlib.sha256(path.read_bytes()).hexdigest() == digest:
                     return torch.load(path, map_location="cpu", weights_only=True)
-            except OSError:
+            except (OSError, UnicodeDecodeError):
                 continue
         return None
 
