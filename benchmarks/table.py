@@ -1,6 +1,6 @@
 """The tables of results in docs/results.md, made from the summaries of runs in benchmarks/results.
 
-    python benchmarks/table.py > docs/results.md
+python benchmarks/table.py > docs/results.md
 """
 
 import json
@@ -26,7 +26,7 @@ def section(path: Path) -> str:
             "",
             f"Method {recipe['method']}; {epochs} epochs for the dense net, {recipe['train']['epochs']} + "
             f"{recipe['finetune']['epochs']} for ours; seed {run['seed']} (n = 1); accuracy at the last epoch.",
-            f"{machine['gpu'] or machine['cpu']}, {machine['threads']} threads, {run['seconds'] / 60:.0f} minutes in all; "
+            f"{machine['gpu'] or machine['cpu']}, {machine['threads']} threads, {run['seconds'] / 60:.0f} minutes; "
             f"PyTorch {versions['torch']}; commit {run['commit']}; `benchmarks/results/{path.name}`.",
         ]
     )

@@ -14,7 +14,15 @@ from jsonargparse import ArgumentParser
 
 from splore.output import SUMMARY, check_free, claimed, held, stored_recipe
 from splore.recipe import DataRecipe, Recipe, check
-from splore.recipe_file import RecipeError, changes, check_recipe_file, recipe_parser, recipe_yaml, unknown_key
+from splore.recipe_file import (
+    RecipeError,
+    changes,
+    check_recipe_file,
+    recipe_parser,
+    recipe_yaml,
+    unknown_key,
+    without_noise,
+)
 
 USAGE = """\
 splore learns every weight of a network as a low-rank plus a sparse matrix, W = A·B + S.
@@ -65,7 +73,9 @@ def run(recipe: Recipe, out: Path, resume: bool = False) -> int:
             Run(recipe, out, resume).execute(begin)
         except (Stopped, KeyboardInterrupt):
             go_on = f"the same command with --resume continues the run in {out}"
-            print(f"splore: stopped; {go_on if (out / 'recipe.yaml').exists() else 'nothing was begun'}", file=sys.stderr)
+            print(
+                f"splore: stopped; {go_on if (out / 'recipe.yaml').exists() else 'nothing was begun'}", file=sys.stderr
+            )
             return 130
         except Diverged as error:
             last = Checkpoints(out / "checkpoints").newest()
@@ -125,7 +135,11 @@ def _loaded(file: str, source: str | None) -> "nn.Module":  # noqa: F821
 
     origin = read_structure(file).origin
     if source is None:
-        if origin is not None and ":" in origin["source"] and not origin["source"].startswith(("torchvision:", "timm:")):
+        if (
+            origin is not None
+            and ":" in origin["source"]
+            and not origin["source"].startswith(("torchvision:", "timm:"))
+        ):
             raise Misuse(
                 f"{file} holds a net of your own: name the function that builds it, --model={origin['source']}, "
                 "if you trust its code"
@@ -234,14 +248,14 @@ def _recipe(words: list[str]) -> int:
 
 
 def _inspect(words: list[str]) -> int:
-    parser = ArgumentParser(
-        prog="splore inspect", description=inspect.__doc__, exit_on_error=False, allow_abbrev=False
-    )
+    parser = ArgumentParser(prog="splore inspect", description=inspect.__doc__, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("file_or_model", type=str, help="a model file, or a net's name as in a recipe")
     parser.add_argument("--model", type=str | None, help="package.module:factory, for a file with a net of your own")
     parser.add_argument("--classes", type=int, default=1000, help="outputs of a named net")
     parser.add_argument(
-        "--image", type=list[int] | None, help="[channels,height,width] of an image; the usual ones of the net by default"
+        "--image",
+        type=list[int] | None,
+        help="[channels,height,width] of an image; the usual ones of the net by default",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     values = parser.parse_args(words)
@@ -256,7 +270,7 @@ def _evaluate(words: list[str]) -> int:
     parser.add_class_arguments(DataRecipe, "data")
     parser.add_argument("--model", type=str | None, help="package.module:factory, for a file with a net of your own")
     parser.add_argument("--device", type=Literal["auto", "cpu"], default="auto", help="auto (a GPU if any) or cpu")
-    values = parser.instantiate(parser.parse_args(words))
+    values = parser.instantiate(without_noise(parser).parse_args(words))
     return evaluate(values.file, values.data, values.model, values.device)
 
 

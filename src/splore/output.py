@@ -61,6 +61,8 @@ def held(out: Path) -> Iterator[None]:
             raise FileExistsError(f"another process is writing the run in {out}: wait for it, or end it") from error
         except OSError:
             pass  # a file system without locks
+        for left in [*out.glob(".*.tmp"), *out.glob("*.tmp")]:  # what a kill left half written
+            left.unlink(missing_ok=True)
         yield
 
 

@@ -84,7 +84,8 @@ class CutRecipe:
     Attributes:
         params: share of the dense net's parameters to hold after the cut, met exactly over the whole net.
         energy: instead, per layer as in the paper: share of S's energy to hold; set params to null.
-        score: what params ranks entries by: lamp, magnitude or relative.
+        score: what params ranks entries by: lamp, magnitude, relative, or energy_share (the paper's rule, with the one
+            energy for all layers that meets the budget).
         rank_energy: share of the energy of L to hold when cutting its singular values first; null leaves ranks alone.
         steps: fine-tuning epochs over which the cut is spread, on a cubic schedule; 1 cuts at once.
         recalibrate_batches: training batches to measure batch-norm statistics on after a cut; 0 leaves them stale.
@@ -92,7 +93,7 @@ class CutRecipe:
 
     params: float | None = 0.05
     energy: float | None = None
-    score: Literal["lamp", "magnitude", "relative"] = "lamp"
+    score: Literal["lamp", "magnitude", "relative", "energy_share"] = "lamp"
     rank_energy: float | None = None
     steps: int = 1
     recalibrate_batches: int = 50

@@ -30,8 +30,13 @@ def recipe_parser(prog: str = "splore run") -> ArgumentParser:
     )
     parser.add_argument("--config", action=ActionConfigFile, help="another recipe, laid over the one before")
     parser.add_class_arguments(Recipe, None)
+    return without_noise(parser)
+
+
+def without_noise(parser: ArgumentParser) -> ArgumentParser:
+    """The parser, with a help that leaves out options nobody needs: sections as files, and a rank's classes."""
     for action in parser._actions:
-        if action.help == "Path to a configuration file.":  # sections are given key by key
+        if action.help == "Path to a configuration file." or "--design.rank.help" in action.option_strings:
             action.help = SUPPRESS
     return parser
 

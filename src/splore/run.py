@@ -29,7 +29,7 @@ from splore.postprocess.recalibrate import recalibrate
 from splore.recipe import DataRecipe, FinetuneRecipe, Recipe, TrainRecipe, check, design_of
 from splore.record import FILES, STAGES, Record
 from splore.train.checkpoint import set_random_state
-from splore.train.loop import Clock, Position, Stopped, check_finite, fit, warm_cosine
+from splore.train.loop import Clock, Diverged, Position, Stopped, check_finite, fit, warm_cosine
 from splore.train.losses import Loss, cross_entropy, distilled
 from splore.train.masks import MaskHold, hold_masks
 from splore.train.regularise import L1, FrobeniusDecay, Scaling, parameter_groups
@@ -254,20 +254,23 @@ class Run:
             seen[:] = [time.monotonic(), 0]
 
         self.display.begin(stage, epochs, len(batches), position.epoch * len(batches) + position.step)
-        fit(
-            parallel,
-            batches,
-            self.accelerator.prepare(optimizer),
-            self.accelerator,
-            epochs=epochs,
-            learning_rate=lambda progress: warm_cosine(progress, wish.lr, wish.warmup_epochs / epochs),
-            loss=loss,
-            position=position,
-            first_epoch=first_epoch,
-            begin_epoch=begin_epoch,
-            after_step=after_step,
-            end_epoch=end_epoch,
-        )
+        try:
+            fit(
+                parallel,
+                batches,
+                self.accelerator.prepare(optimizer),
+                self.accelerator,
+                epochs=epochs,
+                learning_rate=lambda progress: warm_cosine(progress, wish.lr, wish.warmup_epochs / epochs),
+                loss=loss,
+                position=position,
+                first_epoch=first_epoch,
+                begin_epoch=begin_epoch,
+                after_step=after_step,
+                end_epoch=end_epoch,
+            )
+        except Diverged as error:
+            raise Diverged(f"stage {stage}, epoch {position.epoch + 1}: {error}") from error
         if parallel is not model:
             self.accelerator.unwrap_model(parallel, keep_fp32_wrapper=False)
             del parallel
