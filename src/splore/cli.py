@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 from jsonargparse import ArgumentParser
 
@@ -23,6 +23,9 @@ from splore.recipe_file import (
     unknown_key,
     without_noise,
 )
+
+if TYPE_CHECKING:
+    from torch import nn
 
 USAGE = """\
 splore learns every weight of a network as a low-rank plus a sparse matrix, W = A·B + S.
@@ -54,7 +57,7 @@ def run(recipe: Recipe, out: Path, resume: bool = False) -> int:
                 _check_same(out, text)
             elif first:
                 check_free(out)
-        except (ValueError, FileExistsError, FileNotFoundError) as error:
+        except (ValueError, FileNotFoundError) as error:
             raise Misuse(str(error)) from error
         if resume and (out / SUMMARY).exists():
             print(f"the run in {out} is finished: nothing is left to do")
@@ -90,7 +93,7 @@ def evaluate(file: str, data: DataRecipe, model: str | None = None, device: Lite
 
     from splore.run import evaluate_on
 
-    score = evaluate_on(_loaded(file, model), data, device)
+    score = evaluate_on(_loaded(file, model)[0], data, device)
     top5 = "" if score.top5 is None else f", top-5 {score.top5:.2f} %"
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{file}: accuracy {score.accuracy:.2f} %{top5}, loss {score.loss:.4f}, {score.samples:,} images")
@@ -112,11 +115,12 @@ def inspect(
     if image is not None and (len(image) != 3 or min(image) < 1):
         raise Misuse(f"--image is channels, height and width, found {list(image)}")
     if os.path.exists(file_or_model) or file_or_model.endswith(".safetensors"):
-        net = _loaded(file_or_model, model)
+        net, source, channels = _loaded(file_or_model, model)
+        usual = usual_image(source, channels)
     else:
         usual = usual_image(file_or_model)
         net = build(file_or_model, classes, image[0] if image else usual[0])
-    shape = tuple(image) if image else usual_image(net.origin.source, net.origin.in_channels)
+    shape = tuple(image) if image else usual
     try:
         price = cost(net, shape)
     except RuntimeError as error:
@@ -128,27 +132,23 @@ def inspect(
     return 0
 
 
-def _loaded(file: str, source: str | None) -> "nn.Module":  # noqa: F821
-    """The net of a model file; `source` names the factory of a net that is neither the zoo's nor a library's."""
+def _loaded(file: str, factory: str | None) -> tuple["nn.Module", str, int]:
+    """The net of a model file, where it came from, and the channels of its images (0 where the file doesn't say).
+
+    `factory` names what builds a net that is neither the zoo's nor a library's.
+    """
     from splore.deploy.file import load, read_structure
     from splore.zoo.build import build
 
-    origin = read_structure(file).origin
-    if source is None:
-        if (
-            origin is not None
-            and ":" in origin["source"]
-            and not origin["source"].startswith(("torchvision:", "timm:"))
-        ):
-            raise Misuse(
-                f"{file} holds a net of your own: name the function that builds it, --model={origin['source']}, "
-                "if you trust its code"
-            )
-        return load(file)
-    net = build(source, **({key: origin[key] for key in ("num_classes", "in_channels")} if origin else {}))
-    loaded = load(file, net)
-    loaded.origin = net.origin
-    return loaded
+    origin = read_structure(file).origin or {}
+    source = str(origin.get("source", ""))
+    if factory is None and ":" in source and not source.startswith(("torchvision:", "timm:")):
+        raise Misuse(
+            f"{file} holds a net of your own: name the function that builds it, --model={source}, if you trust its code"
+        )
+    wanted = {key: int(origin[key]) for key in ("num_classes", "in_channels") if key in origin}
+    net = None if factory is None else build(factory, wanted.get("num_classes", 1000), wanted.get("in_channels", 3))
+    return load(file, net), source, wanted.get("in_channels", 0)
 
 
 def _check_same(out: Path, recipe: str) -> None:
@@ -186,10 +186,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _exit_code(error: Exception) -> int | None:
     """2 for what was asked wrongly, 1 for what went wrong outside of this program, None for a mistake within it."""
     kind = type(error).__name__  # by name: what defines them takes long to import
-    if isinstance(error, Misuse | RecipeError) or kind == "ArgumentError":
+    if isinstance(error, Misuse | RecipeError | FileExistsError) or kind == "ArgumentError":
         return 2
     known = isinstance(error, ValueError | OSError | ImportError) or kind in ("Diverged", "OutOfMemoryError")
-    return 1 if known else None
+    return 1 if known or _is_loss_of_peers(error) else None
+
+
+def _is_loss_of_peers(error: Exception) -> bool:
+    """Whether an error says that another process of the same job is gone."""
+    if os.environ.get("WORLD_SIZE", "1") == "1" or not isinstance(error, RuntimeError):
+        return False
+    dist = type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError")
+    return dist or "gloo" in str(error).lower() or "Connection closed by peer" in str(error)
 
 
 def _explained(error: Exception, command: str) -> str:
@@ -197,6 +205,11 @@ def _explained(error: Exception, command: str) -> str:
     message = " ".join(str(error).split())
     if type(error).__name__ == "OutOfMemoryError":
         return f"the device's memory is full: make data.batch_size smaller ({message.split('. ')[0]})"
+    if _is_loss_of_peers(error):
+        return (
+            "another process of this job has died or can't be reached: the same command with --resume continues from "
+            f"the last checkpoint ({message[:200]})"
+        )
     if isinstance(error, OSError) and error.strerror and not isinstance(error, FileExistsError):
         message = error.strerror + (f": {error.filename}" if error.filename else "")
     unknown = re.search(r"unrecognized arguments: --([\w.]+)", message)

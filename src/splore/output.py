@@ -3,7 +3,7 @@
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 RECIPE = "recipe.yaml"
@@ -42,8 +42,15 @@ def claimed(out: Path, recipe: str) -> Iterator[None]:
     with held(out):
         check_free(out)  # another run may have been quicker
         temporary = _temporary(out)
-        temporary.write_text(recipe, encoding="utf-8")
-        os.replace(temporary, out / RECIPE)
+        try:
+            temporary.write_text(recipe, encoding="utf-8")
+            os.replace(temporary, out / RECIPE)
+        except OSError as error:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise OSError(
+                error.errno, f"the recipe could not be written ({error.strerror})", str(out / RECIPE)
+            ) from error
         yield
 
 

@@ -70,7 +70,7 @@ def check_recipe_file(path: str) -> None:
     for name, value in found.items():
         if name in sections and not isinstance(value, dict):
             raise RecipeError(f"{path}: the section {name!r} must hold keys with values, found {value!r}")
-        for key in [f"{name}.{part}" for part in value] if name in sections else [str(name)]:
+        for key in [f"{name}.{part}" for part in value] if isinstance(value, dict) else [str(name)]:
             if key not in known:
                 raise unknown_key(key, known, f"{path}: ")
 

@@ -61,6 +61,14 @@ class Record:
         """The checkpoint, when it lies in this stage."""
         return self.state if self.state is not None and self.state["stage"] == stage else None
 
+    def origin(self) -> str:
+        """Where a resumed run goes on, for people."""
+        if self.state is None:
+            return "there is no whole checkpoint: the run starts again"
+        at = self.state
+        where = "" if at["optimizer"] is None else f", epoch {at['epoch'] + 1}, after {at['step']} of its steps"
+        return f"going on in stage {at['stage']}{where}"
+
     def add_row(self, name: str, score: Score, price: Cost) -> None:
         """Adds the network as it stands, already saved in its file, to the table of stages."""
         row = {
@@ -70,7 +78,7 @@ class Record:
             "loss": score.loss,
             "params": price.params,
             "macs": price.macs,
-            "bytes": (self.out / FILES[name]).stat().st_size,
+            "bytes": (self.out / FILES[name]).stat().st_size if self.main else 0,
             "params_kept": price.params_kept,
             "macs_kept": price.macs_kept,
         }

@@ -78,6 +78,8 @@ class Run:
         self.record = Record(self.out, self.resume, self.main)
         self.accelerator.init_trackers("splore", {"recipe": str(asdict(recipe))})
         with self.display, self._stoppable():
+            if self.resume:
+                self.display.say(self.record.origin())
             teacher = None if dense is None else self._dense(dense)
             if structure is not None:
                 self.display.say(str(structure))
@@ -216,6 +218,7 @@ class Run:
             set_random_state(resumed["random"])
         hang_on(optimizer)
         if self.recipe.hardware.compile:
+            torch.compiler.reset()  # what was compiled for the stage before counts against the limit of recompilations
             model.compile()
         parallel = self.accelerator.prepare(model) if self.accelerator.num_processes > 1 else model
         report, save_now = Clock(1.0), Clock(60 * self.recipe.hardware.checkpoint_minutes)

@@ -7,7 +7,7 @@ from torch import Tensor
 from splore.data.folder import Listing
 from splore.data.scale import IMAGENET_SCALE, Scale
 from splore.data.workers import BadSample, ImageSamples, SampleReader, Samples
-from splore.zoo.named import import_callable, takes
+from splore.zoo.named import call, import_callable, takes
 
 RESIZED, CROPPED = 256, 224
 """Pixels of an image's shorter side before the central crop, and of the crop's side."""
@@ -54,7 +54,7 @@ def own(spec: str, root: str | None) -> LargeData:
     Raises ValueError for a factory that is not found or returns something else.
     """
     factory = import_callable(spec)
-    pair = factory(root=root) if takes(factory, "root") else factory()
+    pair = call(spec, factory, **({"root": root} if takes(factory, "root") else {}))
     if not isinstance(pair, tuple) or len(pair) != 2 or not all(_map_style(each) for each in pair):
         raise ValueError(
             f"{spec} must return two data sets with __len__ and __getitem__, (train, test); found {_described(pair)}"

@@ -45,7 +45,8 @@ def multiply_adds(model: nn.Module, input_shape: tuple[int, ...]) -> dict[int, W
     like = next((t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), torch.empty(0))
     handles = [layer.register_forward_hook(count, with_kwargs=True) for layer in layers]
     try:
-        with _undisturbed(model):
+        # In eager mode, for hooks would break the graph of a compiled model.
+        with _undisturbed(model), torch.compiler.set_stance("force_eager"):
             model(torch.zeros(1, *input_shape, dtype=like.dtype, device=like.device))
     except Exception as error:
         raise ValueError(f"the model doesn't run on one input of shape {tuple(input_shape)}: {error}") from error

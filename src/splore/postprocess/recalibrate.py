@@ -38,9 +38,10 @@ def recalibrate(model: nn.Module, loader: Iterable, batches: int | None = None) 
         norm.train()
     seen = 0
     try:
-        for batch in islice(loader, batches):
-            model(batch if isinstance(batch, Tensor) else batch[0])
-            seen += 1
+        with torch.compiler.set_stance("force_eager"):  # not worth a compilation of this mixture of modes
+            for batch in islice(loader, batches):
+                model(batch if isinstance(batch, Tensor) else batch[0])
+                seen += 1
         if not seen:
             raise ValueError("recalibrate needs at least one batch, and the loader gave none")
     except BaseException:

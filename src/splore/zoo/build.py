@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from splore.zoo.digits import digits_cnn
-from splore.zoo.named import import_callable, nearest, takes
+from splore.zoo.named import call, import_callable, nearest, takes
 from splore.zoo.preactresnet import preactresnet20, preactresnet56, preactresnet110
 from splore.zoo.resnet import resnet20, resnet56
 from splore.zoo.vgg import vgg16, vgg19
@@ -181,7 +181,7 @@ def _factory(origin: Origin, pretrained: bool) -> nn.Module:
             f"{origin.source} has no parameter 'pretrained': give it one, or let it load its weights and "
             "leave pretrained off"
         )
-    model = factory(**arguments)
+    model = call(origin.source, factory, **arguments)
     if not isinstance(model, nn.Module):
         raise ValueError(f"{origin.source} must return a torch.nn.Module, found {type(model).__name__}")
     return model

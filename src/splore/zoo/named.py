@@ -49,6 +49,18 @@ def import_callable(spec: str) -> Callable[..., Any]:
     return found
 
 
+def call(spec: str, function: Callable[..., Any], **arguments: object) -> Any:  # noqa: ANN401
+    """What the function returns; ValueError where it wants other arguments than it is given."""
+    try:
+        inspect.signature(function).bind(**arguments)
+    except TypeError as error:
+        given = f"{', '.join(arguments)} alone" if arguments else "nothing"
+        raise ValueError(f"{spec} is given {given}, but {error}: let the rest have defaults") from error
+    except ValueError:  # some callables written in C have no signature
+        pass
+    return function(**arguments)
+
+
 def takes(function: Callable[..., Any], parameter: str, by_keywords: bool = False) -> bool:
     """Whether `function` has a parameter of this name; `by_keywords`: a `**` parameter counts too."""
     try:

@@ -1,0 +1,324 @@
+"""Whatever is wrong is said in one clear line, with a non-zero exit, and nothing is lost."""
+
+import json
+import os
+import random
+
+import pytest
+import torch
+from command import TINY, Command, checkpoints, contents, same_weights, splore
+from PIL import Image
+from safetensors.torch import save_file
+from tests_support import blobs, tiny
+
+from splore import Design, decompose, save
+from splore.zoo import build
+
+RUN = ["run", *TINY, "--out=out"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    assert splore(*RUN, "--train.epochs=1", "--finetune.epochs=1", folder=folder).code == 0
+    return folder / "out"
+
+
+def nothing_written(folder):
+    return not (folder / "out").exists()
+
+
+WRONG_KEYS = {
+    "train.lrr": "train.lr",
+    "trian.lr": "train.lr",
+    "train.energy": "cut.energy",
+    "epochs": "train.epochs",
+    "modle": "model",
+}
+
+
+@pytest.mark.parametrize("key", WRONG_KEYS)
+def test_an_unknown_key_is_named_with_the_nearest_ones(key, tmp_path):
+    splore(*RUN, f"--{key}=1", folder=tmp_path).refused(repr(key), WRONG_KEYS[key], code=2)
+    section, _, name = key.rpartition(".")
+    (tmp_path / "r.yaml").write_text(f"{section}:\n  {name}: 1\n" if section else f"{name}: 1\n")
+    splore(*RUN, "r.yaml", folder=tmp_path).refused("r.yaml", repr(key), WRONG_KEYS[key], code=2)
+    assert nothing_written(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"- model\n- vgg19\n", "found a list"),
+        (b"just words\n", "found a str"),
+        (b"", "found nothing"),
+        (b"train: [1, 2\n", "line"),
+        (b"train:\n  epochs: 1\n bad: 2\n", "line 3"),
+        (b"train:\n\tepochs: 1\n", "line 2"),
+        (b"train: 3\n", "'train'"),
+        (b"train:\n  lr: 0.1\ntrain:\n  lr: 0.2\n", "second time in line 3"),
+        (bytes(random.Random(0).randrange(256) for _ in range(300)), "not a text file"),
+        (b"\x00\x01\x02", "not YAML"),
+    ],
+)
+def test_a_recipe_that_is_no_mapping(content, said, tmp_path):
+    (tmp_path / "r.yaml").write_bytes(content)
+    splore(*RUN, "r.yaml", folder=tmp_path).refused("r.yaml", said, code=2)
+    splore("run", "--config=r.yaml", "--out=out", folder=tmp_path).refused("r.yaml", said, code=2)
+    assert nothing_written(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("train.epochs=many", "train.epochs"),
+        ("train.epochs=1.5", "train.epochs"),
+        ("train.epochs=0", "at least 1, found 0"),
+        ("train.lr=fast", "train.lr"),
+        ("train.lr=-1", "train.lr must be above 0, found -1"),
+        ("train.lr=.inf", "train.lr must be above 0"),
+        ("train.momentum=2", "train.momentum must lie between 0 and 1"),
+        ("train.label_smoothing=2", "train.label_smoothing"),
+        ("seed=-1", "seed must be at least 0"),
+        ("data.batch_size=1", "data.batch_size must be at least 2"),
+        ("data.workers=-1", "data.workers"),
+        ("hardware.threads=-2", "hardware.threads"),
+        ("hardware.trackers=[tensorbord]", "hardware.trackers"),
+        ("method=lowrank", "low-rank"),
+        ("baseline=perhaps", "baseline"),
+        ("design.rank={enrgy: 0.9}", "enrgy"),
+        ("design.rank={energy: 9}", "above 0 and at most 1, found 9"),
+        ("design.rank=-1", "negative"),
+        ("design.rank=1.5", "fraction"),
+        ("design.density=3", "density"),
+        ("cut.params=0", "cut.params must be above 0"),
+        ("cut.params=1.5", "at most 1"),
+        ("cut.energy=0.5", "cut.params or cut.energy"),
+        ("cut.steps=9", "cut.steps (9) can't exceed finetune.epochs (2)"),
+        ("finetune.epochs=-1", "finetune.epochs"),
+    ],
+)
+def test_values_that_no_run_can_have(option, said, tmp_path):
+    splore(*RUN, f"--{option}", folder=tmp_path).refused(said, code=2)
+    assert nothing_written(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("design.rank=500", "rank 500 would make"),
+        ("design.rank={budget: 0.0001}", "rank budget"),
+        ("cut.params=0.05", "cut.params: 0.05 allows 52 parameters"),
+        ("design.include=[no_such_layer]", "no_such_layer"),
+        ("design.include=['re:(']", "regular expression"),
+        ("model=vgg91", "'vgg19'"),
+        ("model=torchvision:resnet51", "'resnet50'"),
+        ("model=timm:resnet51", "resnet50"),
+        ("model=nowhere:net", "nowhere"),
+        ("model=tests_support:tinny", "'tiny'"),
+        ("model=tests_support:two_outputs", "4 classes, but the model gives outputs of shape (2,)"),
+        ("data.name=digts", "'digits'"),
+        ("data.name=cifar", "'cifar10'"),
+        ("data.name=tests_support:blob", "'blobs'"),
+        ("data.name=folder", "root"),
+    ],
+)
+def test_wishes_that_cannot_be_met_are_found_before_any_training(option, said, tmp_path):
+    splore(*RUN, f"--{option}", folder=tmp_path).refused(said)
+    assert nothing_written(tmp_path)
+
+
+def test_a_corrected_command_may_use_the_same_folder(tmp_path):
+    splore(*RUN, "--data.name=digts", folder=tmp_path).refused("digits")
+    assert splore(*RUN, "--train.epochs=1", "--finetune.epochs=0", folder=tmp_path).code == 0
+
+
+def test_words_that_fit_no_command(tmp_path):
+    splore("runn", folder=tmp_path).refused("'runn'", "run", code=2)
+    splore(*RUN, "nowhere.yaml", folder=tmp_path).refused("nowhere.yaml", code=2)
+    splore(*RUN, "--config", "nowhere.yaml", folder=tmp_path).refused("nowhere.yaml", code=2)
+    splore("run", *TINY, folder=tmp_path).refused("out", code=2)
+    splore(*RUN, "a.yaml", "b.yaml", folder=tmp_path).refused("a.yaml and b.yaml", code=2)
+    splore(*RUN, "--train.epochs", folder=tmp_path).refused("train.epochs", code=2)
+    splore("inspect", folder=tmp_path).refused("file_or_model", code=2)
+    splore("inspect", "resnet2", folder=tmp_path).refused("'resnet20'")
+    splore("inspect", "resnet20", "--image=[3]", folder=tmp_path).refused("--image", code=2)
+    splore("inspect", "resnet20", "--image=[3,1,-1]", folder=tmp_path).refused("--image", code=2)
+    splore("evaluate", "nowhere.safetensors", folder=tmp_path).refused("nowhere.safetensors")
+
+
+def images(root, side=8, count=3):
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.new("L", (side, side), 40 * i).save(folder / f"{i}.png")
+
+
+FOLDER = [*RUN, "--data.name=folder", "--data.root=images", "--model=digits_cnn", "--train.epochs=1"]
+
+
+def test_a_data_folder_that_is_missing_or_empty(tmp_path):
+    splore(*FOLDER, folder=tmp_path).refused("images", "train/<class>/<image>")
+    (tmp_path / "images").mkdir()
+    splore(*FOLDER, folder=tmp_path).refused("images", "train")
+    (tmp_path / "images" / "train").mkdir()
+    (tmp_path / "images" / "test").mkdir()
+    splore(*FOLDER, folder=tmp_path).refused("images/train", "class")
+    (tmp_path / "images" / "train" / "cat").mkdir()
+    splore(*FOLDER, folder=tmp_path).refused("images/train/cat")
+    splore(*RUN, "--data.name=cifar10", "--data.root=images/test", folder=tmp_path).refused("cifar10", "download")
+    assert nothing_written(tmp_path)
+
+
+@pytest.mark.parametrize("side", [8, 120])
+def test_an_unreadable_image_is_named(side, tmp_path):
+    """A small one when it is decoded at the start, a large one in the middle of the training, by a worker."""
+    images(tmp_path / "images", side)
+    broken = tmp_path / "images" / "train" / "dog" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:45])
+    words = [*FOLDER, "--data.batch_size=4", "--data.workers=1"]
+    if side == 120:
+        words += ["--model=tests_support:colour", "--baseline=false"]
+    splore(*words, folder=tmp_path).refused("images/train/dog/1.png", code=1)
+    assert broken.stat().st_size == 45
+
+
+def test_a_folder_that_holds_something_is_left_alone(finished, tmp_path):
+    before = contents(finished)
+    done = splore("run", *TINY, "--out", finished, folder=tmp_path)
+    done.refused(finished, "already holds a run", "--resume", code=2)
+    assert contents(finished) == before
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years")
+    splore(*RUN, folder=tmp_path).refused("not empty", code=2)
+    splore(*RUN, "--resume", folder=tmp_path).refused("no run to resume", code=2)
+    assert contents(tmp_path / "out") == {"thesis.txt": b"years"}
+    splore("run", *TINY, "--out=out/thesis.txt", folder=tmp_path).refused("is a file", code=2)
+    splore("run", *TINY, "--out=out/thesis.txt/more", folder=tmp_path).refused("thesis.txt is a file")
+    assert contents(tmp_path / "out") == {"thesis.txt": b"years"}
+
+
+def test_a_folder_without_permission_to_write(tmp_path):
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    (tmp_path / "work").mkdir()
+    words = ["run", *TINY, "--out", closed / "out"]
+    for folder in (tmp_path, *tmp_path.parents):
+        if os.stat(folder).st_uid == os.getuid() and os.geteuid() == 0:
+            os.chmod(folder, os.stat(folder).st_mode | 0o011)
+    closed.chmod(0o555)
+    try:
+        splore(*words, folder=tmp_path / "work", nobody=True).refused(closed)
+    finally:
+        closed.chmod(0o755)
+    assert not list(closed.iterdir())
+
+
+def test_model_files_that_are_truncated_altered_or_foreign(finished, tmp_path):
+    whole = (finished / "model.safetensors").read_bytes()
+    middle = len(whole) // 2
+    files = {
+        "truncated": whole[:-10],
+        "header only": whole[:40],
+        "empty": b"",
+        "altered": whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:],
+        "altered header": whole.replace(b"tests_support:tiny", b"tests_support:tinz", 1),
+        "pickle": b"\x80\x04\x95" + whole[:middle],
+    }
+    torch.save({"weight": torch.ones(3)}, tmp_path / "torch.safetensors")
+    save_file({"weight": torch.ones(3)}, tmp_path / "foreign.safetensors")
+    for name, content in files.items():
+        (tmp_path / f"{name}.safetensors").write_bytes(content)
+    for name in (*files, "torch", "foreign"):
+        file = tmp_path / f"{name}.safetensors"
+        before = file.read_bytes()
+        for command in (["inspect", file], ["evaluate", file, "--device=cpu"]):
+            splore(*command, folder=tmp_path).refused(file, code=1)
+        assert file.read_bytes() == before
+
+
+def test_a_model_file_of_other_data_or_another_net(finished, tmp_path):
+    file, net = finished / "model.safetensors", "--model=tests_support:tiny"
+    splore("evaluate", file, "--data.name=tests_support:blobs", folder=tmp_path).refused(
+        "--model=tests_support:tiny", code=2
+    )
+    splore("evaluate", file, net, "--data.name=digits", folder=tmp_path).refused("10 classes", "(4,)", code=1)
+    splore("inspect", file, "--model=tests_support:plain", folder=tmp_path).refused("another network", code=1)
+    model = build("digits_cnn", 7, 1)
+    decompose(model, Design(rank=1))
+    save(model, tmp_path / "seven.safetensors")
+    splore("evaluate", "seven.safetensors", folder=tmp_path).refused("10 classes", "(7,)", code=1)
+
+
+def test_a_loss_that_explodes_stops_and_leaves_the_last_good_checkpoint(tmp_path):
+    words = [*RUN, "--train.epochs=6", "--train.lr=1e30", "--train.momentum=0", "--train.warmup_epochs=0"]
+    done = splore(*words, folder=tmp_path)
+    done.refused("NaN or infinite", "lower the learning rate", "stage dense, epoch 1", "no checkpoint yet", code=1)
+    assert not checkpoints(tmp_path / "out")
+
+
+def test_a_loss_that_becomes_nan_later_keeps_the_checkpoint_before(tmp_path):
+    # The 3 steps of the first epoch and the 2 batches of its evaluation are fine, and what follows is not.
+    done = splore(*RUN, "--train.epochs=3", folder=tmp_path, env={"NAN_AT": "7"})
+    (last,) = checkpoints(tmp_path / "out")
+    done.refused("NaN or infinite", "stage dense, epoch 2", last.relative_to(tmp_path), "is kept", code=1)
+    state = torch.load(last, weights_only=True)
+    assert (state["stage"], state["epoch"]) == ("dense", 1)
+    assert all(value.isfinite().all() for value in state["model"].values())
+    again = splore(*RUN, "--train.epochs=3", "--resume", folder=tmp_path)
+    assert again.code == 0, again
+    assert splore(*RUN, "--train.epochs=3", folder=tmp_path / "undisturbed").code == 0
+    same_weights(tmp_path / "out/model.safetensors", tmp_path / "undisturbed/out/model.safetensors")
+
+
+def test_a_full_disk_leaves_what_was_whole(finished, tmp_path):
+    """The largest file may have 12 kB: the first checkpoint does not fit any more."""
+    words = [*RUN, "--train.epochs=1", "--finetune.epochs=1"]
+    done = splore(*words, folder=tmp_path, file_limit=12_000)
+    done.refused("checkpoint could not be written", "File too large", "out/checkpoints/000000.pt", code=1)
+    assert not list((tmp_path / "out" / "checkpoints").iterdir())
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+    assert splore(*words, "--resume", folder=tmp_path).code == 0
+    same_weights(tmp_path / "out/model.safetensors", finished / "model.safetensors")
+
+
+def test_no_room_for_a_model_file_or_the_journal(tmp_path):
+    words = ["--train.epochs=1", "--finetune.epochs=0", "--baseline=false"]
+    for limit, said in ((500, "recipe.yaml"), (6_000, "trained.safetensors")):
+        done = splore("run", *TINY, *words, f"--out={limit}", folder=tmp_path, file_limit=limit)
+        done.refused("File too large", said, code=1)
+        assert not (tmp_path / str(limit) / said).exists()
+
+
+def test_a_user_set_that_gives_nonsense(tmp_path):
+    splore(*RUN, "--data.name=tests_support:tiny", folder=tmp_path).refused("tests_support:tiny", "num_classes")
+    splore(*RUN, "--data.name=tests_support:two_outputs", folder=tmp_path).refused("must return two data sets")
+    assert nothing_written(tmp_path)
+
+
+def test_two_processes_do_not_write_one_run(tmp_path):
+    words = [*RUN, "--train.epochs=1", "--finetune.epochs=0", "--baseline=false"]
+    slow = Command(words, tmp_path, env={"SLEEP": "0.4"})
+    while not (tmp_path / "out" / "recipe.yaml").exists():
+        assert slow.process.is_alive()
+    splore(*words, "--resume", folder=tmp_path).refused("another process is writing", code=2)
+    splore(*words, folder=tmp_path).refused("already holds a run", code=2)
+    assert slow.wait().code == 0
+    assert "compressed" in json.loads((tmp_path / "out" / "summary.json").read_text())
+
+
+def test_a_mistake_within_the_program_shows_its_traceback(tmp_path):
+    """What no user can be blamed for is not dressed up as a message."""
+    done = splore(*RUN, "--model=tests_support:mistaken", folder=tmp_path)
+    assert done.code == 1 and "Traceback" in done.err and "ZeroDivisionError" in done.err
+    hidden = splore(*RUN, "--data.name=digts", folder=tmp_path, env={"SPLORE_DEBUG": "1"})
+    assert hidden.code == 1 and "Traceback" in hidden.err
+
+
+def test_the_set_that_these_tests_use_can_be_learned():
+    """Else a run that loses everything would look like one that learned nothing."""
+    train, test = blobs()
+    assert {label for _, label in test} == {0, 1, 2, 3} and len(train) == 96
+    assert tiny(4)(test[0][0][None]).shape == (1, 4)

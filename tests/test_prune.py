@@ -1,0 +1,393 @@
+"""Stage c: which entries of S are cut, by energy and to a budget, and which singular values of L."""
+
+import copy
+from itertools import combinations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from splore.design.decompose import Design, decompose
+from splore.design.layers import LowRankSparseLinear, decomposed_layers
+from splore.postprocess.prune import (
+    budget_entries,
+    cubic,
+    cut_ranks,
+    energy_share,
+    lamp,
+    magnitude,
+    prune,
+    relative,
+)
+
+SCORES = [magnitude, lamp, energy_share, relative]
+INTEGERS = st.lists(st.integers(-4, 4), min_size=1, max_size=9)
+
+
+def net(rank=2):
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 12, 3, bias=False), nn.Flatten(), nn.Linear(12, 9)
+    )
+    decompose(model, Design(rank=rank, include=("2", "Linear")))
+    return model
+
+
+def sparse(*rows):
+    """A net of one layer per row of values, with that row as its S (1, k) and no low-rank part."""
+    layers = []
+    for row in rows:
+        layer = LowRankSparseLinear(nn.Linear(len(row), 1, bias=False), 0)
+        layer.S.data.copy_(torch.tensor([row], dtype=torch.float32))
+        layers.append(layer)
+    return nn.Sequential(*layers)
+
+
+def parts(model):
+    return [layer.S.detach().flatten().tolist() for layer in decomposed_layers(model).values()]
+
+
+def held(model):
+    """Parameters of a model with only the non-zeros of S counted."""
+    layers = decomposed_layers(model).values()
+    return sum(p.numel() for p in model.parameters()) - sum(int((layer.S == 0).sum()) for layer in layers)
+
+
+def entries(model):
+    return sum(layer.S.numel() for layer in decomposed_layers(model).values())
+
+
+def zeros_of(model):
+    return [(layer.S == 0) & ~layer.mask for layer in decomposed_layers(model).values()]
+
+
+# By energy
+
+
+def smallest_sets(values, energy):
+    """All smallest sets of positions whose squares sum to at least `energy` of the whole, by trying every one."""
+    whole = sum(v * v for v in values)
+    positions = [i for i, v in enumerate(values) if v]
+    for size in range(len(positions) + 1):
+        sets = [
+            set(chosen)
+            for chosen in combinations(positions, size)
+            if sum(values[i] ** 2 for i in chosen) >= energy * whole
+        ]
+        if sets:
+            return sets
+    raise AssertionError("the whole set holds all of the energy")
+
+
+@settings(max_examples=80)
+@given(values=INTEGERS, energy=st.sampled_from([1e-6, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0]))
+def test_the_cut_by_energy_keeps_a_smallest_set(values, energy):
+    model = sparse(values)
+    density = prune(model, energy=energy)["0"]
+    kept = {i for i, v in enumerate(parts(model)[0]) if v}
+    assert kept in smallest_sets(values, energy)
+    assert all(parts(model)[0][i] == values[i] for i in kept)
+    mask = model[0].mask.flatten().tolist()
+    assert {i for i, m in enumerate(mask) if m} == kept
+    assert density == pytest.approx(len(kept) / len(values))
+
+
+def test_the_cut_by_energy_is_made_in_each_layer_alone():
+    model = sparse([10.0, 1.0, 0.0], [0.1, 0.01, 0.001])
+    assert prune(model, energy=0.9) == pytest.approx({"0": 1 / 3, "1": 1 / 3})
+    assert parts(model) == [[10.0, 0.0, 0.0], [pytest.approx(0.1), 0.0, 0.0]]
+
+
+def test_all_of_the_energy_keeps_every_non_zero():
+    model = net()
+    before = copy.deepcopy(model)
+    prune(model, energy=1.0)
+    for layer, old in zip(decomposed_layers(model).values(), decomposed_layers(before).values(), strict=True):
+        assert torch.equal(layer.S, old.S) and layer.mask.all()
+
+
+def test_a_sparse_part_of_zeros_is_cut_to_nothing():
+    assert prune(sparse([0.0, 0.0], [1.0, 0.0]), energy=0.9) == {"0": 0.0, "1": 0.5}
+
+
+def test_of_equal_entries_those_that_come_first_are_kept():
+    model = sparse([1.0, -1.0, 1.0, -1.0])
+    prune(model, energy=0.5)
+    assert parts(model) == [[1.0, -1.0, 0.0, 0.0]]
+    model = sparse([1.0, -1.0], [1.0, -1.0])
+    prune(model, params=3, score=magnitude)
+    assert parts(model) == [[1.0, -1.0], [1.0, 0.0]]
+
+
+# To a budget
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("extra", [0, 1, 137, 900])
+def test_a_budget_in_numbers_is_met_exactly(score, extra):
+    model = net()
+    without = held(model) - entries(model)
+    density = prune(model, params=without + extra, score=score)
+    assert held(model) == without + extra
+    assert sum(int(layer.mask.sum()) for layer in decomposed_layers(model).values()) == extra
+    for name, layer in decomposed_layers(model).items():
+        assert density[name] == pytest.approx(layer.mask.float().mean().item())
+        assert not layer.S[~layer.mask].any() and layer.S[layer.mask].all()
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("share", [0.5, 0.8, 1.0])
+def test_a_budget_as_a_share_is_one_of_the_dense_net(score, share):
+    model = net()
+    dense = 3 * 8 * 9 + 8 + 2 * 8 + 8 * 12 * 9 + 12 * 9 + 9
+    prune(model, params=share, score=score)
+    assert held(model) == int(share * dense)
+
+
+def test_budget_entries_tells_the_allowance_and_what_is_held_without_entries():
+    model = net()
+    without = held(model) - entries(model)
+    factors = sum(layer.A.numel() + layer.B.numel() for layer in decomposed_layers(model).values())
+    assert budget_entries(model, 1000) == (1000, without)
+    assert budget_entries(model, 0.5) == (int(0.5 * (without - factors + entries(model))), without)
+
+
+@settings(max_examples=60)
+@given(rows=st.lists(INTEGERS, min_size=1, max_size=4), count=st.integers(1, 36), score=st.sampled_from(SCORES))
+def test_the_entries_of_the_highest_scores_are_kept(rows, count, score):
+    model = sparse(*rows)
+    scores = [score(layer).flatten().tolist() for layer in decomposed_layers(model).values()]
+    alive = [(s, v) for found, row in zip(scores, rows, strict=True) for s, v in zip(found, row, strict=True) if v]
+    prune(model, params=count, score=score)
+    kept = []
+    for found, row, after in zip(scores, rows, parts(model), strict=True):
+        assert all(new in (0, old) for new, old in zip(after, row, strict=True))
+        kept += [s for s, new in zip(found, after, strict=True) if new]
+    assert sorted(kept, reverse=True) == sorted((s for s, _ in alive), reverse=True)[:count]
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_fewer_non_zeros_than_the_budget_allows_are_all_kept(score):
+    model = sparse([3.0, 0.0, 1.0], [0.0, 2.0, 0.0])
+    assert prune(model, params=5, score=score) == pytest.approx({"0": 2 / 3, "1": 1 / 3})
+    assert parts(model) == [[3.0, 0.0, 1.0], [0.0, 2.0, 0.0]]
+
+
+@pytest.mark.parametrize("how", [{"energy": 1.0}, {"params": 1.0}, {"params": 1.0, "score": magnitude}])
+def test_what_was_cut_never_comes_back(how):
+    model = net()
+    prune(model, energy=0.5)
+    cut = zeros_of(model)
+    with torch.no_grad():
+        for layer in decomposed_layers(model).values():
+            layer.S.add_(1)
+    prune(model, **how)
+    for layer, zeros in zip(decomposed_layers(model).values(), cut, strict=True):
+        assert not layer.S[zeros].any() and not layer.mask[zeros].any()
+        assert layer.mask.any()
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_values_outside_the_mask_take_nothing_of_the_budget(score):
+    model = sparse([5.0, 4.0, 3.0, 2.0], [4.5, 3.5, 2.5, 1.5])
+    prune(model, params=4, score=magnitude)
+    with torch.no_grad():
+        for layer in decomposed_layers(model).values():
+            layer.S.masked_fill_(~layer.mask, 100.0)
+    prune(model, params=3, score=score)
+    assert held(model) == 3 and sorted(parts(model)[0] + parts(model)[1])[-2:] == [4.5, 5.0]
+
+
+@pytest.mark.parametrize("first, second", [({"energy": 0.9}, {"params": 0.6}), ({"params": 0.8}, {"energy": 0.5})])
+def test_a_second_cut_keeps_a_part_of_the_first(first, second):
+    model = net()
+    prune(model, **first)
+    before = [layer.mask.clone() for layer in decomposed_layers(model).values()]
+    prune(model, **second)
+    masks = [layer.mask for layer in decomposed_layers(model).values()]
+    assert all((mask <= old).all() for mask, old in zip(masks, before, strict=True))
+    assert sum(mask.sum() for mask in masks) < sum(mask.sum() for mask in before)
+
+
+def test_a_cut_touches_nothing_but_the_sparse_parts():
+    model = net()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    prune(model, params=0.6)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {f"{i}.{part}" for i in (2, 4) for part in ("S", "mask")}
+
+
+def test_low_rank_layers_beside_sparse_ones_are_left_out():
+    model = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 20))
+    decompose(model, Design(rank=2, sparse=False, include=("0",)))
+    decompose(model, Design(rank=2, include=("1",)))
+    assert list(prune(model, energy=0.5)) == ["1"]
+    prune(model, params=2 * (80 + 20) + 7)
+    assert int(model[1].mask.sum()) == 7
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({}, "exactly one of energy= .* and params="),
+        ({"energy": 0.5, "params": 0.5}, "exactly one"),
+        ({"energy": 0.0}, "above 0 and at most 1, found 0.0"),
+        ({"energy": 1.1}, "found 1.1"),
+        ({"energy": float("nan")}, "found nan"),
+        ({"params": 0}, "above 0, found 0"),
+        ({"params": -0.1}, "found -0.1"),
+        ({"params": True}, "found True"),
+        ({"params": "5"}, "found '5'"),
+        ({"params": 1.5}, "at most 1, found 1.5; give a number as an int"),
+        ({"params": 100}, "a budget of 100 parameters can't be met .* without any S the net holds [0-9]+"),
+        ({"params": 0.01}, "can't be met"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused_and_nothing_is_changed(arguments, message):
+    model = net()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        prune(model, **arguments)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("low_rank", [True, False])
+def test_a_model_without_a_sparse_part_is_refused(low_rank):
+    model = nn.Sequential(nn.Linear(30, 40))
+    if low_rank:
+        decompose(model, Design(rank=2, sparse=False, include=("Linear",)))
+    with pytest.raises(ValueError, match="no sparse part to cut"):
+        prune(model, energy=0.5)
+
+
+# Scores
+
+
+@settings(max_examples=60)
+@given(values=INTEGERS)
+def test_lamp_is_the_share_of_the_energy_that_is_left_when_smaller_ones_are_cut(values):
+    scores = lamp(sparse(values)[0]).flatten().tolist()
+    # With ties any order of the equal ones is right: compare the scores in the order of the magnitudes.
+    ordered = sorted(abs(v) for v in values)
+    expected = [v * v / sum(w * w for w in ordered[i:]) if v else 0.0 for i, v in enumerate(ordered)]
+    assert sorted(scores) == pytest.approx(sorted(expected), rel=1e-6)
+    for v, s in zip(values, scores, strict=True):
+        for w, other in zip(values, scores, strict=True):
+            assert abs(v) <= abs(w) or s > other
+
+
+@pytest.mark.parametrize("allowed", [2, 3, 5])
+def test_lamp_empties_no_layer_that_magnitude_would(allowed):
+    rows = [5.0, 4.0, 3.0, 2.0], [0.02, 0.01, 0.0, 0.03]
+    model, other = sparse(*rows), sparse(*rows)
+    assert min(prune(model, params=allowed, score=lamp).values()) > 0
+    assert prune(other, params=min(allowed, 4), score=magnitude)["1"] == 0
+
+
+@settings(max_examples=40)
+@given(values=INTEGERS)
+def test_the_energy_share_is_that_of_all_entries_no_larger(values):
+    scores = energy_share(sparse(values)[0]).flatten().tolist()
+    ordered = sorted(abs(v) for v in values)
+    whole = sum(v * v for v in ordered) or 1
+    expected = [sum(w * w for w in ordered[: i + 1]) / whole for i in range(len(ordered))]
+    assert sorted(scores) == pytest.approx(sorted(expected), rel=1e-6)
+    for v, s in zip(values, scores, strict=True):
+        for w, other in zip(values, scores, strict=True):
+            assert abs(v) <= abs(w) or s > other
+
+
+@pytest.mark.parametrize("energy", [0.1, 0.5, 0.9, 0.999])
+def test_a_budget_by_energy_share_is_the_cut_by_one_energy_in_all_layers(energy):
+    model, other = net(), net()
+    other.load_state_dict(model.state_dict())
+    prune(model, energy=energy)
+    prune(other, params=held(model), score=energy_share)
+    for name, layer in decomposed_layers(model).items():
+        assert torch.equal(layer.mask, other.get_submodule(name).mask)
+
+
+def test_magnitude_and_relative_are_what_they_are_called():
+    layer = net()[2]
+    assert torch.equal(magnitude(layer), layer.S.detach().abs())
+    whole = layer.weight.detach().square().sum()
+    torch.testing.assert_close(relative(layer), layer.S.detach().square() / whole)
+
+
+def test_scores_of_a_sparse_part_of_zeros_are_zero():
+    layer = sparse([0.0, 0.0])[0]
+    assert not any(score(layer).any() for score in SCORES)
+
+
+# The low-rank part
+
+
+def with_spectrum(values, m=9, k=7):
+    """A net of one low-rank layer whose A·B has these singular values, with factors that are not orthogonal."""
+    U, V = torch.linalg.qr(torch.randn(m, m).double()).Q, torch.linalg.qr(torch.randn(k, k).double()).Q
+    mix = torch.randn(len(values), len(values)).double() + 3 * torch.eye(len(values))
+    A = U[:, : len(values)] @ torch.diag(torch.tensor(values).double()) @ mix
+    B = torch.linalg.inv(mix) @ V[:, : len(values)].T
+    layer = LowRankSparseLinear(nn.Linear(k, m).double(), len(values), sparse=False)
+    layer.set_parts(A, B)
+    return nn.Sequential(layer)
+
+
+@pytest.mark.parametrize(
+    "energy, rank", [(0.01, 1), (0.5, 1), (0.63, 1), (0.65, 2), (0.99, 2), (0.9995, 3), (0.99995, 4)]
+)
+def test_cut_ranks_keeps_the_fewest_singular_values_that_hold_the_energy(energy, rank):
+    model = with_spectrum([8.0, 6.0, 0.3, 0.1])  # shares 0.639, 0.999, 0.9999, 1
+    before = model[0].low_rank.detach().clone()
+    assert cut_ranks(model, energy) == {"0": rank}
+    assert model[0].rank == rank == model[0].B.shape[0]
+    U, s, Vh = torch.linalg.svd(before)
+    best = U[:, :rank] @ torch.diag(s[:rank]) @ Vh[:rank]
+    torch.testing.assert_close(model[0].low_rank, best, rtol=1e-9, atol=1e-9)
+    if rank < 4:
+        torch.testing.assert_close(model[0].A.norm(dim=0), model[0].B.norm(dim=1))
+
+
+def test_cut_ranks_leaves_sparse_parts_and_other_layers_alone():
+    model = net(rank=3)
+    layer = model[2]
+    layer.set_parts(layer.A @ torch.diag(torch.tensor([1.0, 1.0, 0.0])), layer.B)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    linear = model[4].A
+    ranks = cut_ranks(model, 0.999999)
+    assert ranks["2"] == 2 and model[4].A is linear
+    changed = {
+        name
+        for name, value in model.state_dict().items()
+        if value.shape != before[name].shape or not torch.equal(value, before[name])
+    }
+    assert changed == {"2.A", "2.B"}
+
+
+def test_cut_ranks_takes_layers_without_low_rank_part_and_products_of_zero():
+    model = nn.Sequential(LowRankSparseLinear(nn.Linear(5, 5), 0), LowRankSparseLinear(nn.Linear(5, 5), 3))
+    assert cut_ranks(model, 0.9) == {"0": 0, "1": 1}
+    assert not model[1].low_rank.any() and model[1].A.isfinite().all()
+
+
+@pytest.mark.parametrize("energy", [0.0, -1.0, 1.5])
+def test_cut_ranks_refuses_an_energy_out_of_range(energy):
+    with pytest.raises(ValueError, match=f"found {energy}"):
+        cut_ranks(net(), energy)
+
+
+# The schedule
+
+
+@given(first=st.floats(0, 1), last=st.floats(0, 1))
+def test_the_cubic_schedule_begins_and_ends_where_it_should(first, last):
+    assert cubic(0.0, first, last) == pytest.approx(first) and cubic(1.0, first, last) == last
+    assert cubic(-1.0, first, last) == pytest.approx(first) and cubic(2.0, first, last) == last
+    assert cubic(0.5, first, last) == pytest.approx(last + (first - last) / 8)
+
+
+def test_the_cubic_schedule_falls_fast_at_first_and_slowly_at_the_end():
+    values = [cubic(i / 10, 1.0, 0.1) for i in range(11)]
+    falls = [a - b for a, b in zip(values, values[1:], strict=False)]
+    assert all(a > b > 0 for a, b in zip(falls, falls[1:], strict=False))

@@ -1,0 +1,202 @@
+"""Stage b: the l1 on S as a penalty and as a proximal step, the decay of A·B, and what an optimiser is given."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from splore.design.decompose import Design, decompose
+from splore.design.layers import LowRankSparseLinear, decomposed_layers
+from splore.train.regularise import L1, FrobeniusDecay, Scaling, parameter_groups
+
+
+def decomposed(rank=2, sparse=True, dtype=torch.float32):
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 12, 3, bias=False), nn.Flatten(), nn.Linear(12, 9)
+    ).to(dtype)
+    decompose(model, Design(rank=rank, sparse=sparse, exclude=("0",)))
+    return model
+
+
+def sparse_parts(model):
+    return [layer.S for layer in decomposed_layers(model).values()]
+
+
+def only_sparse(m, k):
+    """A net of one linear layer that is its S alone, at zero."""
+    layer = LowRankSparseLinear(nn.Linear(k, m, bias=False), 0)
+    return nn.Sequential(layer)
+
+
+@pytest.mark.parametrize("scaling", [*Scaling])
+def test_the_penalty_is_the_scaled_sum_of_magnitudes(scaling):
+    model = decomposed()
+    expected = 0.0
+    for S in sparse_parts(model):
+        scale = 1 / math.sqrt(max(S.shape)) if scaling is Scaling.PCA else 1.0
+        expected += 0.3 * scale * S.abs().sum().item()
+    assert L1(model, 0.3, scaling).penalty().item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("scaling", [*Scaling])
+def test_the_gradient_of_the_penalty_is_the_scaled_sign(scaling):
+    model = decomposed()
+    with torch.no_grad():
+        for S in sparse_parts(model):
+            S[:, 0] = 0
+    L1(model, 0.3, scaling).penalty().backward()
+    for S in sparse_parts(model):
+        scale = 1 / math.sqrt(max(S.shape)) if scaling is Scaling.PCA else 1.0
+        torch.testing.assert_close(S.grad, 0.3 * scale * S.detach().sign())
+    assert all(p.grad is None for name, p in model.named_parameters() if not name.endswith("S"))
+
+
+def test_the_penalty_and_the_step_follow_the_values_of_the_moment():
+    model = decomposed()
+    l1 = L1(model, 1.0)
+    first = l1.penalty().item()
+    with torch.no_grad():
+        for S in sparse_parts(model):
+            S.mul_(2)
+    assert l1.penalty().item() == pytest.approx(2 * first, rel=1e-5)
+
+
+@settings(max_examples=50)
+@given(
+    values=st.lists(st.floats(-2, 2, width=32), min_size=6, max_size=6),
+    threshold=st.floats(0, 2, width=32),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_shrink_is_the_soft_threshold_with_exact_zeros(values, threshold, dtype):
+    model = only_sparse(2, 3).to(dtype)
+    before = torch.tensor(values, dtype=dtype).view(2, 3)
+    model[0].S.data.copy_(before)
+    L1(model, 1.0, Scaling.NONE).shrink(threshold)
+    S = model[0].S.detach()
+    torch.testing.assert_close(S, before.sign() * (before.abs() - threshold).clamp_min(0), rtol=1e-6, atol=1e-6)
+    assert not S[before.abs() <= threshold].any()
+
+
+@pytest.mark.parametrize("scaling", [*Scaling])
+def test_shrink_scales_its_threshold_by_layer(scaling):
+    model = decomposed()
+    before = [S.detach().clone() for S in sparse_parts(model)]
+    L1(model, 0.5, scaling).shrink(0.2)
+    for S, old in zip(sparse_parts(model), before, strict=True):
+        threshold = 0.2 * 0.5 * (1 / math.sqrt(max(S.shape)) if scaling is Scaling.PCA else 1.0)
+        torch.testing.assert_close(S, nn.functional.softshrink(old, threshold))
+
+
+def test_shrink_in_bfloat16_gives_exact_zeros():
+    model = decomposed(dtype=torch.bfloat16)
+    L1(model, 1.0, Scaling.NONE).shrink(0.02)
+    for S in sparse_parts(model):
+        assert 0 < (S == 0).float().mean() < 1
+
+
+@pytest.mark.parametrize("momentum, nesterov", [(0.0, False), (0.9, False), (0.9, True)])
+def test_proximal_steps_solve_a_lasso_with_an_orthogonal_design(momentum, nesterov):
+    torch.manual_seed(1)
+    X = torch.linalg.qr(torch.randn(20, 6)).Q
+    Y = torch.randn(20, 4) * 0.7
+    strength = 0.4
+    model = only_sparse(4, 6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=momentum, nesterov=nesterov)
+    l1 = L1(model, strength, Scaling.NONE)
+    for _ in range(400):
+        optimizer.zero_grad()
+        (0.5 * (model(X) - Y).square().sum()).backward()
+        optimizer.step()
+        l1.shrink(0.1 / (1 - momentum))
+    solution = nn.functional.softshrink(Y.T @ X, strength)
+    assert 3 < (solution == 0).sum() < 21, "the problem must have zeros and non-zeros"
+    torch.testing.assert_close(model[0].S.detach(), solution, rtol=1e-3, atol=1e-4)
+    assert torch.equal(model[0].S == 0, solution == 0)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5])
+def test_without_sparse_parts_the_l1_is_zero_and_does_nothing(strength):
+    l1 = L1(decomposed(sparse=False), strength)
+    assert l1.penalty().item() == 0
+    l1.shrink(0.1)
+
+
+def test_a_strength_of_zero_leaves_the_sparse_part_as_it_is():
+    model = decomposed()
+    before = [S.detach().clone() for S in sparse_parts(model)]
+    L1(model, 0.0).shrink(0.1)
+    assert all(torch.equal(S, old) for S, old in zip(sparse_parts(model), before, strict=True))
+
+
+@pytest.mark.parametrize("kind", [L1, FrobeniusDecay])
+def test_a_negative_strength_is_refused(kind):
+    with pytest.raises(ValueError, match="can't be negative, found -1"):
+        kind(decomposed(), -1)
+
+
+def test_the_frobenius_penalty_is_half_the_squared_norm_of_the_products():
+    model = decomposed()
+    expected = sum((layer.A @ layer.B).square().sum().item() for layer in decomposed_layers(model).values())
+    assert FrobeniusDecay(model, 0.3).penalty().item() == pytest.approx(0.15 * expected, rel=1e-5)
+
+
+def test_the_added_gradients_are_those_of_the_frobenius_penalty():
+    model = decomposed(dtype=torch.float64)
+    decay = FrobeniusDecay(model, 0.3)
+    factors = [p for layer in decomposed_layers(model).values() for p in (layer.A, layer.B)]
+    expected = torch.autograd.grad(decay.penalty(), factors)
+    model(torch.randn(2, 3, 5, 5, dtype=torch.float64)).square().sum().backward()
+    before = {name: p.grad.clone() for name, p in model.named_parameters()}
+    decay.add_gradients()
+    names = {id(p): name for name, p in model.named_parameters()}
+    for parameter, gradient in zip(factors, expected, strict=True):
+        torch.testing.assert_close(parameter.grad - before[names[id(parameter)]], gradient)
+    others = {name: p for name, p in model.named_parameters() if not any(p is f for f in factors)}
+    assert all(torch.equal(p.grad, before[name]) for name, p in others.items())
+
+
+@pytest.mark.parametrize("rank, strength", [(0, 0.3), (2, 0.0)])
+def test_without_factors_or_strength_the_frobenius_decay_is_zero(rank, strength):
+    model = decomposed(rank=rank)
+    decay = FrobeniusDecay(model, strength)
+    assert decay.penalty().item() == 0
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    decay.add_gradients()
+    assert not any(p.grad.any() for p in model.parameters())
+
+
+def test_gradients_that_are_not_there_are_not_made():
+    model = decomposed()
+    FrobeniusDecay(model, 0.3).add_gradients()
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_parameter_groups_hold_every_parameter_once_and_decay_dense_weights_only(sparse):
+    model = decomposed(sparse=sparse)
+    groups = parameter_groups(model, 0.01)
+    listed = [p for group in groups for p in group["params"]]
+    assert {id(p) for p in listed} == {id(p) for p in model.parameters()} and len(listed) == len({*map(id, listed)})
+    names = {id(p): name for name, p in model.named_parameters()}
+    decayed = [names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]]
+    assert decayed == ["0.weight"] and {group["weight_decay"] for group in groups} == {0.01, 0.0}
+
+
+def test_a_step_with_weight_decay_leaves_the_parts_alone_where_there_is_no_gradient():
+    model = decomposed()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    torch.optim.SGD(parameter_groups(model, 0.1), lr=1.0).step()
+    moved = [name for name, p in model.named_parameters() if not torch.equal(p, before[name])]
+    assert moved == ["0.weight"]
+
+
+def test_parameter_groups_of_a_fully_decomposed_net_leave_out_the_empty_group():
+    model = nn.Sequential(nn.Linear(20, 20, bias=False))
+    decompose(model, Design(rank=2, include=("Linear",)))
+    assert [group["weight_decay"] for group in parameter_groups(model, 0.01)] == [0.0]
