@@ -1,7 +1,8 @@
 """The program: what the engine runs, as data.
 
-A program computes one image at a time, in float32. Its values are numbered: value 0 is the input, and operation i writes
-value i + 1; the last value is the output. Every value has a shape (C, H, W); a flat vector of C numbers is (C, 1, 1).
+A program computes one image at a time, in float32. Its values are numbered: value 0 is the input, and operation i
+writes value i + 1; the last value is the output. Every value has a shape (C, H, W); a flat vector of C numbers is
+(C, 1, 1).
 
 A `Program` that exists is valid: its constructor checks every shape, index and size, and raises `ValueError` with the
 operation at fault. So nothing downstream, the native kernels included, has to check again.
@@ -22,6 +23,7 @@ Indices = NDArray[np.uint32]
 
 MAX_ELEMENTS = 1 << 28  # of one value of one image, its zero padding included: 1 GiB
 MAX_ATTRIBUTE = 1 << 20  # of a stride, a pad, a kernel side, a dilation
+MAX_NAME = 200  # characters
 
 
 class Act(str, Enum):
@@ -43,8 +45,8 @@ class Weight:
 
     - `dense` (n, k);
     - `A` (n, r) and `B` (r, k): A·B, for one group only;
-    - `values` (z), `columns` (z) and `rows` (n + 1): a sparse matrix in CSR, for one group only. Row i holds the entries
-      rows[i] to rows[i + 1]; columns are strictly increasing within a row.
+    - `values` (z), `columns` (z) and `rows` (n + 1): a sparse matrix in CSR, for one group only. Row i holds the
+      entries rows[i] to rows[i + 1]; columns are strictly increasing within a row.
 
     Columns run over (input channel, kernel row, kernel column), the last one fastest.
     """
@@ -257,13 +259,20 @@ Op = Conv | Pool | Add | Mul | Activate | Affine | Concat | Flatten
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """Operations in the order in which they run; see the module's docstring. Raises ValueError where one is not valid."""
+    """Operations in the order in which they run; see the module's docstring.
+
+    Raises ValueError, naming the operation, where one of them is not valid.
+    """
 
     input: Shape
     ops: tuple[Op, ...]
+    flat_input: bool = False  # the caller gives (N, C), not (N, C, 1, 1)
+    flat_output: bool = False  # the caller gets (N, C), not (N, C, 1, 1)
 
     def __post_init__(self) -> None:
-        _ = self.shapes
+        for flat, shape in ((self.flat_input, self.shapes[0]), (self.flat_output, self.shapes[-1])):
+            if flat and shape[1:] != (1, 1):
+                raise ValueError(f"a flat input or output must be (C, 1, 1), found {shape}")
 
     @cached_property
     def shapes(self) -> tuple[Shape, ...]:
@@ -273,11 +282,13 @@ class Program:
         shapes = [_expect_shape(self.input)]
         for index, op in enumerate(self.ops):
             try:
+                if len(op.name) > MAX_NAME or not op.name.isprintable():
+                    raise ValueError(f"a name must be at most {MAX_NAME} printable characters")
                 if any(not 0 <= value <= index for value in op.inputs):
                     raise ValueError(f"inputs must be values made before, 0 to {index}, found {list(op.inputs)}")
                 shapes.append(_expect_shape(op.shape(*(shapes[value] for value in op.inputs))))
             except ValueError as error:
-                raise ValueError(f"operation {index} ({type(op).__name__} {op.name!r}): {error}") from error
+                raise ValueError(f"operation {index} ({type(op).__name__} {op.name[:MAX_NAME]!r}): {error}") from error
         return tuple(shapes)
 
     @property
@@ -311,7 +322,12 @@ def arrays(op: Op) -> Iterator[tuple[str, NDArray]]:
 
 def _window(shape: Shape, kernel: Pair, stride: Pair, pad: tuple[int, int, int, int], dilation: Pair) -> Pair:
     """Height and width of what a sliding window gives."""
-    for name, numbers, least in (("kernel", kernel, 1), ("stride", stride, 1), ("pad", pad, 0), ("dilation", dilation, 1)):
+    for name, numbers, least in (
+        ("kernel", kernel, 1),
+        ("stride", stride, 1),
+        ("pad", pad, 0),
+        ("dilation", dilation, 1),
+    ):
         if any(not least <= number <= MAX_ATTRIBUTE for number in numbers):
             raise ValueError(f"{name} must lie between {least} and {MAX_ATTRIBUTE}, found {numbers}")
     padded = (shape[1] + pad[0] + pad[2], shape[2] + pad[1] + pad[3])
