@@ -1,8 +1,9 @@
 """From a PyTorch model to the segments that the engine runs one after another.
 
 `torch.export` gives the model as a graph of ATen operators, with the batch dimension left open. Decomposed layers are
-exported as the dense layers that compute the same, and known again by the names of their weights. The graph is cut where
-a single tensor is alive; the pieces of which every operator is known become programs, and the others stay in torch.
+exported as the dense layers that compute the same, and known again by the names of their weights. The graph is cut
+where a single tensor is alive; the pieces of which every operator is known become programs, and the others stay in
+torch.
 """
 
 import copy
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from splore.deploy import fuse
-from splore.deploy.lower import Lowered, Model, Unsupported, lower, name
+from splore.deploy.lowering import Exported, Lowered, Unsupported, lower, module_name
 from splore.deploy.program import Conv, Program
 from splore.deploy.torch_segment import TorchSegment
 from splore.design.layers import LowRankSparse
@@ -21,9 +22,11 @@ from splore.design.layers import LowRankSparse
 
 @dataclass(frozen=True)
 class Captured:
-    """The segments of a model, and the dense model that computes the same."""
+    """The segments of a model, the shapes of one input and one result, and the dense model that computes the same."""
 
     segments: tuple[Program | TorchSegment, ...]
+    input: tuple[int, ...]
+    output: tuple[int, ...]
     dense: nn.Module
 
 
@@ -47,7 +50,7 @@ def capture(model: nn.Module, example_input: Tensor) -> Captured:
     dense, layers = densified(model)
     exported = _export(dense, example_input)
     source, result = _ends(exported)
-    graph = _model(exported, source, layers)
+    graph = _constants(exported, source, layers)
     nodes = _needed(exported, graph, result)
     lowered, reasons = _lower(nodes, graph)
     pieces = _joined(_pieces(nodes, source, result, graph, reasons), lowered)
@@ -57,7 +60,7 @@ def capture(model: nn.Module, example_input: Tensor) -> Captured:
         else _program(piece, lowered, graph)
         for piece in pieces
     )
-    return Captured(segments, dense)
+    return Captured(segments, *(tuple(node.meta["val"].shape[1:]) for node in (source, result)), dense)
 
 
 def densified(model: nn.Module) -> tuple[nn.Module, dict[str, LowRankSparse]]:
@@ -109,26 +112,29 @@ def _ends(exported: torch.export.ExportedProgram) -> tuple[fx.Node, fx.Node]:
     return source, results[0]
 
 
-def _model(exported: torch.export.ExportedProgram, source: fx.Node, layers: dict[str, LowRankSparse]) -> Model:
+def _constants(exported: torch.export.ExportedProgram, source: fx.Node, layers: dict[str, LowRankSparse]) -> Exported:
     """What the nodes refer to; nodes that don't depend on the input are computed here."""
     signature = exported.graph_signature
     names = signature.inputs_to_parameters | signature.inputs_to_buffers | signature.inputs_to_lifted_tensor_constants
     stored = exported.state_dict | exported.constants
-    model = Model(source.meta["val"].shape[0], {}, {}, {})
+    model = Exported(source.meta["val"].shape[0], {}, {}, {})
     for node in exported.graph.nodes:
         if node.op == "placeholder" and node.name in names:
             path = names[node.name]
             model.constants[node], model.names[node] = stored[path].detach(), path.removesuffix(".weight")
             if path.endswith(".weight") and path.removesuffix(".weight") in layers:
                 model.layers[node] = layers[path.removesuffix(".weight")]
-        elif node.op == "call_function" and isinstance(node.meta.get("val"), Tensor):
-            if all(argument in model.constants for argument in node.all_input_nodes):
-                arguments = fx.map_arg((node.args, node.kwargs), model.constants.__getitem__)
-                model.constants[node] = node.target(*arguments[0], **arguments[1])
+        elif _computes_tensor(node) and all(argument in model.constants for argument in node.all_input_nodes):
+            arguments = fx.map_arg((node.args, node.kwargs), model.constants.__getitem__)
+            model.constants[node] = node.target(*arguments[0], **arguments[1])
     return model
 
 
-def _needed(exported: torch.export.ExportedProgram, model: Model, result: fx.Node) -> tuple[fx.Node, ...]:
+def _computes_tensor(node: fx.Node) -> bool:
+    return node.op == "call_function" and isinstance(node.meta.get("val"), Tensor)
+
+
+def _needed(exported: torch.export.ExportedProgram, model: Exported, result: fx.Node) -> tuple[fx.Node, ...]:
     """The nodes between the input and the result that compute tensors, in order."""
     wanted, nodes = {result}, []
     for node in reversed(exported.graph.nodes):
@@ -139,7 +145,7 @@ def _needed(exported: torch.export.ExportedProgram, model: Model, result: fx.Nod
     return tuple(reversed(nodes))
 
 
-def _lower(nodes: tuple[fx.Node, ...], model: Model) -> tuple[dict[fx.Node, Lowered], dict[fx.Node, str]]:
+def _lower(nodes: tuple[fx.Node, ...], model: Exported) -> tuple[dict[fx.Node, Lowered], dict[fx.Node, str]]:
     """The operations of each node, and the reasons for those that have none."""
     lowered, reasons = {}, {}
     for node in nodes:
@@ -151,7 +157,7 @@ def _lower(nodes: tuple[fx.Node, ...], model: Model) -> tuple[dict[fx.Node, Lowe
 
 
 def _pieces(
-    nodes: tuple[fx.Node, ...], source: fx.Node, result: fx.Node, model: Model, reasons: dict[fx.Node, str]
+    nodes: tuple[fx.Node, ...], source: fx.Node, result: fx.Node, model: Exported, reasons: dict[fx.Node, str]
 ) -> list[Piece]:
     """Cuts the nodes wherever a single tensor of images or of vectors is alive."""
     last_use = {argument: index for index, node in enumerate(nodes) for argument in node.all_input_nodes}
@@ -161,13 +167,13 @@ def _pieces(
         alive = {other for other in alive | {node} if last_use.get(other, -1) > index}
         if len(alive) == 1 and (index == len(nodes) - 1 or _is_boundary(*alive, model)):
             piece = nodes[start : index + 1]
-            why = {f"{other.target} ({name(other)})": reasons[other] for other in piece if other in reasons}
+            why = {f"{other.target} ({module_name(other)})": reasons[other] for other in piece if other in reasons}
             pieces.append(Piece(piece, value, *alive, why))
             start, value = index + 1, *alive
     return pieces
 
 
-def _is_boundary(node: fx.Node, model: Model) -> bool:
+def _is_boundary(node: fx.Node, model: Exported) -> bool:
     try:
         model.shape(node)
     except Unsupported:
@@ -204,7 +210,7 @@ def _joined(pieces: list[Piece], lowered: dict[fx.Node, Lowered]) -> list[Piece]
     )
 
 
-def _program(piece: Piece, lowered: dict[fx.Node, Lowered], model: Model) -> Program:
+def _program(piece: Piece, lowered: dict[fx.Node, Lowered], model: Exported) -> Program:
     draft: fuse.Draft = {}
     values = {piece.input: 0}
     for node in piece.nodes:

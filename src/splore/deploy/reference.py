@@ -87,10 +87,10 @@ def convolve(op: Conv, x: Floats) -> Floats:
     windows = _windows(x, op.kernel, op.stride, op.pad, op.dilation, 0.0)  # (N, c, H', W', kh, kw)
     images, c, height, width, kh, kw = windows.shape
     per_group = c // op.groups * kh * kw
-    columns = windows.transpose(1, 4, 5, 0, 2, 3).reshape(op.groups, per_group, -1)
+    columns = windows.transpose(1, 4, 5, 0, 2, 3).reshape(op.groups, per_group, images * height * width)
     matrix = compose(op.weight, per_group)
     y = matrix.reshape(op.groups, -1, per_group) @ columns
-    y = y.reshape(-1, images, height, width) + op.bias[:, None, None, None]
+    y = y.reshape(op.bias.size, images, height, width) + op.bias[:, None, None, None]
     return np.ascontiguousarray(y.swapaxes(0, 1))
 
 
