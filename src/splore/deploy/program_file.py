@@ -128,8 +128,9 @@ def _program(metadata: Mapping[str, str], tensors: dict[str, NDArray]) -> Progra
         raise ValueError("the JSON is nested too deeply") from error
     if not isinstance(structure, dict):
         raise ValueError(f"expected a JSON object, found {type(structure).__name__}")
-    if structure.get("version") != VERSION:
-        raise ValueError(f"expected version {VERSION}, found {structure.get('version')!r}; load it with a newer splore")
+    version = structure.get("version")
+    if type(version) is not int or version != VERSION:
+        raise ValueError(f"expected version {VERSION}, found {version!r:.80}; was it written by a newer splore?")
     if metadata.get(CHECKSUM) != checksum(text, tensors):
         raise ValueError("the checksum does not match: the file was altered or damaged")
     _expect_keys(structure, {"version", "input", "flat_input", "flat_output", "ops"})
