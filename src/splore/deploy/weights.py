@@ -9,7 +9,7 @@ from splore.deploy.program import Floats, Indices, Weight
 from splore.design.layers import LowRankSparse
 from splore.design.matrix import Scheme, fold
 
-DENSE_FROM = 0.5  # the stored share of a matrix from which the dense form is smaller: an entry costs a value and an index
+DENSE_FROM = 0.5  # stored share of a matrix from which the dense form is smaller: an entry costs value and index
 
 
 class Spatial(Weight):
@@ -64,8 +64,6 @@ def scale_rows(weight: Weight, scale: Floats) -> Weight:
     if values is not None:
         values = values * np.repeat(scale, np.diff(weight.rows)).astype(np.float32)
     return replace(weight, dense=rows(weight.dense), A=rows(weight.A), values=values)
-
-
 
 
 def _numpy(tensor: Tensor) -> Floats:
