@@ -1,1 +1,57 @@
-"""Neural networks made small and fast: every weight learned as a low-rank plus a sparse matrix, W = A·B + S."""
+"""Neural networks made small and fast: every weight learned as a low-rank plus a sparse matrix, W = A·B + S.
+
+The three stages of the method, over any `torch.nn.Module`:
+
+    summary = splore.decompose(model, splore.Design(rank=4))    # (a) structure
+    l1 = splore.L1(model, strength=1e-3)                        # (b) l1_penalty in the loss, or shrink after a step
+    splore.prune(model, params=0.05)                            # (c) cut S, then fine-tune with splore.hold_masks
+    splore.save(model, "model.safetensors")
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+_HOMES = {
+    "design.decompose": ("Design", "Summary", "decompose", "materialise"),
+    "design.layers": ("LowRankSparseConv2d", "LowRankSparseLinear", "decomposed_layers"),
+    "design.matrix": ("Scheme",),
+    "design.ranks": ("Budget", "Energy"),
+    "design.cost": ("cost",),
+    "train.regularise": ("FrobeniusDecay", "L1", "Scaling", "parameter_groups"),
+    "train.masks": ("hold_masks",),
+    "postprocess.prune": ("cubic", "cut_ranks", "lamp", "magnitude", "prune", "relative"),
+    "postprocess.recalibrate": ("recalibrate",),
+    "deploy.file": ("ModelFileError", "load", "save"),
+    "measure.evaluate": ("evaluate",),
+    "zoo.build": ("build",),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME)
+
+if TYPE_CHECKING:
+    from splore.deploy.file import ModelFileError, load, save
+    from splore.design.cost import cost
+    from splore.design.decompose import Design, Summary, decompose, materialise
+    from splore.design.layers import LowRankSparseConv2d, LowRankSparseLinear, decomposed_layers
+    from splore.design.matrix import Scheme
+    from splore.design.ranks import Budget, Energy
+    from splore.measure.evaluate import evaluate
+    from splore.postprocess.prune import cubic, cut_ranks, lamp, magnitude, prune, relative
+    from splore.postprocess.recalibrate import recalibrate
+    from splore.train.masks import hold_masks
+    from splore.train.regularise import L1, FrobeniusDecay, Scaling, parameter_groups
+    from splore.zoo.build import build
+
+
+def __getattr__(name: str) -> object:
+    """Imports a public name at its first use, so that `import splore` stays fast."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'splore' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"splore.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -182,7 +182,7 @@ def decomposed_layers(model: nn.Module) -> dict[str, LowRankSparse]:
 
 
 def _explicit_padding(conv: nn.Conv2d) -> list[int]:
-    """The padding as `F.pad` takes it, last dimension first; 'same' puts the odd one at the end, as `nn.Conv2d` does."""
+    """The padding as `F.pad` takes it, last dimension first; 'same' puts an odd one at the end, as `nn.Conv2d` does."""
     if conv.padding == "valid":
         return [0, 0, 0, 0]
     if conv.padding == "same":

@@ -1,0 +1,47 @@
+"""Which layers of a model are meant: by name, glob, regular expression or class."""
+
+import fnmatch
+import re
+from collections.abc import Sequence
+
+from torch import nn
+
+Pattern = str | type[nn.Module]
+"""A module's name (`layer1.0.conv1`), a glob over names (`layer*.conv1`), `re:` and a regular expression that must
+match the whole name, a class's name (`Conv2d`), or a class."""
+
+
+def matches(pattern: Pattern, name: str, module: nn.Module) -> bool:
+    """Whether a module of this name is meant by the pattern."""
+    if isinstance(pattern, type):
+        return isinstance(module, pattern)
+    if pattern.startswith("re:"):
+        return re.fullmatch(pattern[3:], name) is not None
+    return fnmatch.fnmatchcase(name, pattern) or type(module).__name__ == pattern
+
+
+def select(
+    model: nn.Module, include: Sequence[Pattern], exclude: Sequence[Pattern] = ()
+) -> tuple[list[str], list[Pattern]]:
+    """The names of the modules that a pattern of `include` means and none of `exclude` does, and the idle patterns.
+
+    A pattern that meant no module at all is idle; a caller reports it, for it is most often a typing error.
+
+    Raises:
+        ValueError: a `re:` pattern is no regular expression.
+    """
+    for pattern in (*include, *exclude):
+        if isinstance(pattern, str) and pattern.startswith("re:"):
+            try:
+                re.compile(pattern[3:])
+            except re.error as error:
+                raise ValueError(f"the pattern {pattern!r} is no regular expression: {error}") from error
+    busy: set[Pattern] = set()
+    selected = []
+    for name, module in model.named_modules():
+        hits = [pattern for pattern in include if matches(pattern, name, module)]
+        vetoes = [pattern for pattern in exclude if matches(pattern, name, module)]
+        busy.update(hits, vetoes)
+        if hits and not vetoes:
+            selected.append(name)
+    return selected, [pattern for pattern in (*include, *exclude) if pattern not in busy]

@@ -1,0 +1,70 @@
+"""Starting values of A, B and S.
+
+From scratch, L is the best rank-r approximation of the weight that the dense layer drew, and S is the rest: A·B + S is
+then exactly that draw, so the composed weight has the distribution that the dense layer would have had, and a network
+starts as the very function that its dense twin with the same seed starts as. From a trained network, L and S are found
+by alternating a truncated SVD and a hard threshold (after GoDec: Zhou & Tao, 2011). Both are our choice.
+"""
+
+import torch
+from torch import Tensor
+
+
+def low_rank_factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """A (m, r) and B (r, k) with A·B the best rank-r approximation of `matrix` (m, k), both of equal norm.
+
+    Works in float64 on the smaller Gram matrix, which is much faster than an SVD of a wide kernel matrix.
+    """
+    exact = matrix.double()
+    if matrix.shape[0] > matrix.shape[1]:
+        B, A = low_rank_factors(matrix.T, rank)
+        return A.T.contiguous(), B.T.contiguous()
+    _, vectors = torch.linalg.eigh(exact @ exact.T)
+    U = vectors.flip(1)[:, :rank]
+    B = U.T @ exact
+    root = B.norm(dim=1).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+    return (U * root).to(matrix), (B / root[:, None]).to(matrix)
+
+
+def singular_energies(matrix: Tensor) -> Tensor:
+    """The squared singular values of a matrix (m, k), largest first, in float64 on the CPU."""
+    exact = matrix.detach().double().cpu()
+    gram = exact @ exact.T if exact.shape[0] <= exact.shape[1] else exact.T @ exact
+    return torch.linalg.eigvalsh(gram).flip(0).clamp_min(0)
+
+
+@torch.no_grad()
+def from_scratch(matrix: Tensor, rank: int, sparse: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """A, B and S with A·B + S = `matrix`, the fresh draw (m, k) of the dense layer.
+
+    Without a sparse part, A·B gets the Frobenius norm of the draw instead, and so its variance.
+    """
+    A, B = low_rank_factors(matrix, rank)
+    if sparse:
+        return A, B, matrix - A @ B
+    gain = (matrix.norm() / (A @ B).norm().clamp_min(torch.finfo(torch.float32).tiny)).sqrt()
+    return A * gain, B * gain, None
+
+
+@torch.no_grad()
+def from_trained(
+    matrix: Tensor, rank: int, sparse: bool, density: float, rounds: int = 10
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """A, B, S and the mask of S that approximate a trained weight matrix (m, k).
+
+    Alternates L := the best rank-r approximation of W - S, and S := the round(density m k) entries of W - L that are
+    largest in magnitude, for a number of rounds; S ends as W - L where it is kept, so those entries of W are exact.
+    """
+    if not sparse:
+        return *low_rank_factors(matrix, rank), None, None
+    kept = round(density * matrix.numel())
+    S = torch.zeros_like(matrix)
+    mask = torch.zeros_like(matrix, dtype=torch.bool)
+    A, B = low_rank_factors(matrix, rank)
+    for _ in range(rounds):
+        rest = matrix - A @ B
+        mask = torch.zeros_like(mask)
+        mask.view(-1)[rest.abs().flatten().topk(kept).indices] = True
+        S = rest * mask
+        A, B = low_rank_factors(matrix - S, rank)
+    return A, B, (matrix - A @ B) * mask, mask

@@ -1,0 +1,65 @@
+"""The one progress display of a run: a live bar on a terminal, one line per epoch elsewhere."""
+
+import sys
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Display:
+    """Shows stage, epoch, loss, accuracy, parameters kept, images per second and the time left.
+
+    A context manager; silent on all but the main process.
+    """
+
+    def __init__(self, main: bool = True) -> None:
+        self.console = Console(quiet=not main, file=sys.stdout, highlight=False, soft_wrap=True)
+        self.live = main and self.console.is_terminal
+        self._progress = Progress(
+            TextColumn("{task.fields[stage]:<9}"),
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.live,
+        )
+        self._task = None
+
+    def __enter__(self) -> "Display":
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def begin(self, stage: str, epochs: int, steps: int, done: int) -> None:
+        """A stage of `epochs` times `steps` steps begins, `done` of them already taken."""
+        self._stage, self._epochs, self._steps = stage, epochs, steps
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(
+            stage, total=epochs * steps, completed=done, stage=stage, epoch=f"1/{epochs}", figures=""
+        )
+
+    def update(self, epoch: int, step: int, loss: float, accuracy: float, kept: float, speed: float) -> None:
+        """The state within an epoch; accuracy on the training images in %, speed in images per second."""
+        figures = f"loss {loss:.3f}  acc {accuracy:.1f} %  kept {100 * kept:.2f} %  {speed:.0f} img/s"
+        self._progress.update(
+            self._task, completed=epoch * self._steps + step, epoch=f"{epoch + 1}/{self._epochs}", figures=figures
+        )
+
+    def epoch(self, epoch: int, loss: float, accuracy: float, test: float | None, kept: float, speed: float) -> None:
+        """One epoch is over: a line when nothing moves on the screen."""
+        if not self.live:
+            tested = "" if test is None else f"  test {test:.2f} %"
+            self.console.print(
+                f"{self._stage:<9} epoch {epoch + 1}/{self._epochs}  loss {loss:.4f}  acc {accuracy:.2f} %{tested}"
+                f"  kept {100 * kept:.2f} %  {speed:.0f} img/s"
+            )
+
+    def say(self, text: object) -> None:
+        """Prints a line, or a table, above the bar."""
+        self.console.print(text)

@@ -1,0 +1,45 @@
+"""Where a figure comes from: the code, the machine and the versions it was measured with."""
+
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+
+def provenance() -> dict:
+    """Commit, versions and hardware, for the JSON beside every result."""
+    return {
+        "commit": _commit(),
+        "versions": {"splore": version("splore"), "torch": torch.__version__, "python": platform.python_version()},
+        "hardware": {
+            "cpu": _cpu_name(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the source tree, with a + when it has changes; None for an installed package."""
+    here = Path(__file__).parent
+    try:
+        revision = ["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+        return subprocess.run(revision, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    flags = next((line for line in lines if line.startswith("flags")), "").split()
+    extensions = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
+    return f"{name} ({' '.join(extensions)})" if extensions else name

@@ -1,0 +1,166 @@
+"""Stage (c), post-processing: the unimportant entries of S are cut, by energy or to an exact budget.
+
+The energy of a matrix is the sum of its squares. What is cut is recorded in the layer's `mask`; to keep it cut while
+fine-tuning, see `splore.hold_masks`.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from splore.design.layers import LowRankSparse, decomposed_layers
+
+Score = Callable[[LowRankSparse], Tensor]
+"""The importance of each entry of a layer's S, a tensor (m, k) of non-negative numbers comparable across layers."""
+
+
+def magnitude(layer: LowRankSparse) -> Tensor:
+    """|S|: one threshold over all layers."""
+    return layer.S.detach().abs()
+
+
+def lamp(layer: LowRankSparse) -> Tensor:
+    """S^2 over the energy of the entries of that layer that are at least as large (Lee et al., arXiv 2010.07611).
+
+    The share of the layer's remaining energy that goes with the entry, when the layer is cut from the smallest up: an
+    equal marginal loss over all layers, and no layer is ever emptied.
+    """
+    squares = layer.S.detach().float().square().flatten()
+    ordered, order = squares.sort()
+    remaining = ordered.double().flip(0).cumsum(0).flip(0)
+    scores = torch.zeros_like(squares)
+    scores[order] = (ordered / remaining.clamp_min(torch.finfo(torch.float64).tiny)).float()
+    return scores.view_as(layer.S)
+
+
+def relative(layer: LowRankSparse) -> Tensor:
+    """S^2 over the energy of the layer's whole weight A·B + S: an equal marginal error of each layer's weight."""
+    weight = layer.matrix.detach().float()
+    return layer.S.detach().float().square() / weight.square().sum().clamp_min(torch.finfo(torch.float32).tiny)
+
+
+@torch.no_grad()
+def prune(
+    model: nn.Module,
+    *,
+    energy: float | None = None,
+    params: int | float | None = None,
+    score: Score = lamp,
+) -> dict[str, float]:
+    """Cuts entries of S in place, and returns the density of S in each layer afterwards.
+
+    Args:
+        model: a decomposed network.
+        energy: the paper's rule, per layer: the smallest set of entries of S is kept that holds at least this share
+            of S's energy, above 0 and at most 1.
+        params: a budget for the whole net instead: parameters that it may hold after the cut, as a number, or as a
+            share (a float) of the parameters of the dense net. Met exactly, unless fewer entries are non-zero.
+        score: the global criterion by which `params` chooses entries.
+
+    Raises:
+        ValueError: not exactly one of `energy` and `params`; a value out of range; a budget below what the net holds
+            without any S; nothing to cut.
+    """
+    if (energy is None) == (params is None):
+        raise ValueError("give exactly one of energy= (per layer) and params= (a budget for the whole net)")
+    layers = {name: layer for name, layer in decomposed_layers(model).items() if layer.S is not None}
+    if not layers:
+        raise ValueError("the model has no sparse part to cut: decompose it first, with sparse=True")
+    if energy is not None:
+        if not 0 < energy <= 1:
+            raise ValueError(f"the energy to keep must be above 0 and at most 1, found {energy}")
+        for layer in layers.values():
+            _keep(layer, _energetic(layer.S.detach(), energy))
+    else:
+        _keep_best(layers, _entries_within(model, params), score)
+    return {name: layer.mask.double().mean().item() for name, layer in layers.items()}
+
+
+def budget_entries(model: nn.Module, params: int | float) -> tuple[int, int]:
+    """How many parameters a budget allows, and how many a decomposed model holds without any entry of S.
+
+    `params` is a number, or a share (a float) of the dense net's parameters.
+    """
+    layers = decomposed_layers(model).values()
+    sparse = sum(layer.S.numel() for layer in layers if layer.S is not None)
+    factors = sum(layer.A.numel() + layer.B.numel() for layer in layers)
+    held = sum(p.numel() for p in model.parameters()) - sparse
+    dense = held - factors + sum(layer.A.shape[0] * layer.B.shape[1] for layer in layers)
+    return (int(params * dense) if isinstance(params, float) else params), held
+
+
+def _entries_within(model: nn.Module, params: int | float | None) -> int:
+    if isinstance(params, bool) or not isinstance(params, int | float) or params <= 0:
+        raise ValueError(f"a budget is a number of parameters or a share of the dense net's above 0, found {params!r}")
+    if isinstance(params, float) and params > 1:
+        raise ValueError(f"a share of the dense net's parameters is at most 1, found {params}; give a number as an int")
+    allowed, held = budget_entries(model, params)
+    if allowed < held:
+        raise ValueError(
+            f"a budget of {allowed:,} parameters can't be met by cutting S: without any S the net holds {held:,}; "
+            "raise the budget, lower the ranks, or decompose the layers that are still dense"
+        )
+    return allowed - held
+
+
+def _energetic(S: Tensor, energy: float) -> Tensor:
+    """The mask of the smallest set of entries of S that holds this share of its energy; never an entry of zero."""
+    squares = S.double().square().flatten()
+    ordered, order = squares.sort(descending=True, stable=True)
+    reached = ordered.cumsum(0)
+    count = int((reached < energy * reached[-1]).sum()) + 1
+    mask = torch.zeros(S.numel(), dtype=torch.bool, device=S.device)
+    mask[order[:count]] = True
+    return mask.view_as(S) & (S != 0)
+
+
+def _keep_best(layers: dict[str, LowRankSparse], count: int, score: Score) -> None:
+    """Keeps the `count` entries of the highest score over all layers; of equal ones, those that come first."""
+    alive = [(layer.S != 0) & layer.mask for layer in layers.values()]
+    scores = torch.cat([score(layer).float()[keep] for layer, keep in zip(layers.values(), alive, strict=True)])
+    chosen = torch.zeros_like(scores, dtype=torch.bool)
+    chosen[scores.argsort(descending=True, stable=True)[:count]] = True
+    start = 0
+    for layer, keep in zip(layers.values(), alive, strict=True):
+        mask = torch.zeros_like(keep)
+        end = start + int(keep.sum())
+        mask[keep] = chosen[start:end]
+        _keep(layer, mask)
+        start = end
+
+
+def _keep(layer: LowRankSparse, mask: Tensor) -> None:
+    layer.mask.logical_and_(mask)
+    layer.S.mul_(layer.mask)
+
+
+@torch.no_grad()
+def cut_ranks(model: nn.Module, energy: float) -> dict[str, int]:
+    """Cuts the singular values of every L = A·B by energy, in place, and returns the ranks afterwards.
+
+    Each layer keeps the smallest rank whose singular values hold at least this share of the energy of its L; the
+    parameters A and B are new ones where the rank falls, so optimisers must be built afterwards.
+    """
+    if not 0 < energy <= 1:
+        raise ValueError(f"the energy to keep must be above 0 and at most 1, found {energy}")
+    for layer in decomposed_layers(model).values():
+        if layer.rank == 0:
+            continue
+        Qa, Ra = torch.linalg.qr(layer.A.detach().double())
+        Qb, Rb = torch.linalg.qr(layer.B.detach().double().T)
+        U, s, Vh = torch.linalg.svd(Ra @ Rb.T)
+        reached = s.square().cumsum(0)
+        rank = int((reached < energy * reached[-1]).sum()) + 1
+        if rank < layer.rank:
+            root = s[:rank].sqrt()
+            layer.set_parts((Qa @ U[:, :rank] * root).to(layer.A), (root[:, None] * (Vh[:rank] @ Qb.T)).to(layer.B))
+    return {name: layer.rank for name, layer in decomposed_layers(model).items()}
+
+
+def cubic(progress: float, first: float, last: float) -> float:
+    """The value between `first` and `last` at a progress from 0 to 1: fast at first, slow at the end.
+
+    The gradual schedule of Zhu & Gupta (arXiv 1710.01878).
+    """
+    return last + (first - last) * (1 - min(max(progress, 0.0), 1.0)) ** 3

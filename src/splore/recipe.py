@@ -1,0 +1,230 @@
+"""One recipe = one run: the typed configuration that a YAML file and the command line fill in."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from splore.design.decompose import Design
+from splore.design.matrix import Scheme
+from splore.design.ranks import Budget, Rank
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """The images.
+
+    Attributes:
+        name: digits, cifar10, cifar100, imagenet, folder, or package.module:factory for a dataset of your own.
+        root: folder that holds the images; not needed for digits.
+        batch_size: images per step over all processes together.
+        download: fetch the data set into root when it is not there (CIFAR only).
+        workers: processes that decode images from folders; as many as there are cores when null.
+    """
+
+    name: str = "digits"
+    root: str | None = None
+    batch_size: int = 128
+    download: bool = False
+    workers: int | None = None
+
+
+@dataclass(frozen=True)
+class DesignRecipe:
+    """Stage a: the structure W = A·B + S.
+
+    Attributes:
+        rank: rank of L = A·B per layer: a whole number, a fraction of the full rank, {energy: share of the squared
+            singular values to hold}, or {budget: share of the dense net's parameters that the net may hold without S}.
+        scheme: channel (k x k convolution, then 1 x 1) or spatial (k x 1, then 1 x k).
+        include: layers to decompose: names, globs, re: patterns or class names.
+        exclude: layers to leave dense, in the same terms.
+        density: share of S to keep when starting from a pre-trained net, 0 to 1.
+    """
+
+    rank: Rank = 4
+    scheme: Literal["channel", "spatial"] = "channel"
+    include: list[str] = field(default_factory=lambda: ["Conv2d", "Linear"])
+    exclude: list[str] = field(default_factory=list)
+    density: float = 0.1
+
+
+@dataclass(frozen=True)
+class TrainRecipe:
+    """Stage b: training with an l1 on S. The dense baseline shares the optimiser's settings.
+
+    Attributes:
+        epochs: passes over the training images, at least 1.
+        lr: peak learning rate of SGD.
+        momentum: Nesterov momentum, 0 to 1.
+        weight_decay: of dense weights, per step and unit of learning rate.
+        warmup_epochs: epochs of linear warm-up before the cosine.
+        label_smoothing: share of the target spread over all classes, 0 to 1.
+        l1: strength of the l1 on S.
+        l1_scaling: pca (by 1/sqrt of the layer's larger side) or none.
+        proximal: take the l1 as a proximal step (exact zeros) rather than in the loss (the paper's way).
+        frobenius: strength of the decay on ||A·B||^2.
+    """
+
+    epochs: int = 30
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup_epochs: float = 1.0
+    label_smoothing: float = 0.0
+    l1: float = 1e-3
+    l1_scaling: Literal["pca", "none"] = "pca"
+    proximal: bool = True
+    frobenius: float = 5e-4
+
+
+@dataclass(frozen=True)
+class CutRecipe:
+    """Stage c, the cut of S.
+
+    Attributes:
+        params: share of the dense net's parameters to hold after the cut, met exactly over the whole net.
+        energy: instead, per layer as in the paper: share of S's energy to hold; set params to null.
+        score: what params ranks entries by: lamp, magnitude or relative.
+        rank_energy: share of the energy of L to hold when cutting its singular values first; null leaves ranks alone.
+        steps: fine-tuning epochs over which the cut is spread, on a cubic schedule; 1 cuts at once.
+        recalibrate_batches: training batches to measure batch-norm statistics on after a cut; 0 leaves them stale.
+    """
+
+    params: float | None = 0.05
+    energy: float | None = None
+    score: Literal["lamp", "magnitude", "relative"] = "lamp"
+    rank_energy: float | None = None
+    steps: int = 1
+    recalibrate_batches: int = 50
+
+
+@dataclass(frozen=True)
+class FinetuneRecipe:
+    """Stage c, fine-tuning with the masks held.
+
+    Attributes:
+        epochs: passes over the training images; 0 leaves this out.
+        lr: peak learning rate of SGD.
+        warmup_epochs: epochs of linear warm-up before the cosine.
+        distill: weight of the dense baseline's outputs in the loss, 0 to 1; above 0 needs baseline: true.
+        temperature: of the distillation's softmax.
+    """
+
+    epochs: int = 10
+    lr: float = 0.05
+    warmup_epochs: float = 0.0
+    distill: float = 0.0
+    temperature: float = 4.0
+
+
+@dataclass(frozen=True)
+class HardwareRecipe:
+    """How it runs; the results' meaning does not change.
+
+    Attributes:
+        device: auto (a GPU when there is one) or cpu.
+        precision: fp32, bf16 or fp16: the type that convolutions run in.
+        compile: compile the training step with torch.compile (on a CPU needs a C++ compiler).
+        channels_last: keep images and convolutions in the channels-last layout.
+        threads: CPU threads for PyTorch; PyTorch's own choice when null.
+        checkpoint_minutes: minutes between checkpoints within an epoch; each epoch ends with one too.
+        trackers: where scalars go: tensorboard, wandb, mlflow, trackio.
+    """
+
+    device: Literal["auto", "cpu"] = "auto"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
+    channels_last: bool = True
+    threads: int | None = None
+    checkpoint_minutes: float = 10.0
+    trackers: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A run of the method, from data to compressed file.
+
+    Attributes:
+        model: a net of the zoo (vgg19, preactresnet56, resnet20, ...), torchvision:NAME, timm:NAME or
+            package.module:factory.
+        pretrained: start from the weights that torchvision or timm offer.
+        method: dense; low-rank (no S; where cut.params is set, ranks are chosen to meet it in place of design.rank);
+            sparse (no L); or low-rank+sparse.
+        baseline: also train the dense net, for train.epochs + finetune.epochs, to compare with and to distil from.
+        seed: of weights, order and augmentation.
+        evaluate_every: epochs between evaluations on the test split; each stage ends with one.
+        data: the images.
+        design: stage a.
+        train: stage b.
+        cut: stage c, the cut.
+        finetune: stage c, fine-tuning.
+        hardware: how it runs.
+    """
+
+    model: str = "digits_cnn"
+    pretrained: bool = False
+    method: Literal["dense", "low-rank", "sparse", "low-rank+sparse"] = "low-rank+sparse"
+    baseline: bool = True
+    seed: int = 0
+    evaluate_every: int = 1
+    data: DataRecipe = field(default_factory=DataRecipe)
+    design: DesignRecipe = field(default_factory=DesignRecipe)
+    train: TrainRecipe = field(default_factory=TrainRecipe)
+    cut: CutRecipe = field(default_factory=CutRecipe)
+    finetune: FinetuneRecipe = field(default_factory=FinetuneRecipe)
+    hardware: HardwareRecipe = field(default_factory=HardwareRecipe)
+
+
+def design_of(recipe: Recipe) -> Design:
+    """Stage a of a recipe. Low rank alone meets the budget of the cut by its ranks, so that methods compare."""
+    wish = recipe.design
+    rank = wish.rank
+    if recipe.method == "sparse":
+        rank = 0
+    elif recipe.method == "low-rank" and recipe.cut.params is not None:
+        rank = Budget(recipe.cut.params)
+    return Design(
+        rank=rank,
+        sparse=recipe.method != "low-rank",
+        scheme=Scheme(wish.scheme),
+        include=tuple(wish.include),
+        exclude=tuple(wish.exclude),
+        trained=recipe.pretrained,
+        density=wish.density,
+    )
+
+
+def check(recipe: Recipe) -> None:
+    """Raises ValueError for values that no run can have, before any work is done."""
+    train, cut, tune = recipe.train, recipe.cut, recipe.finetune
+    at_least = [
+        ("train.epochs", train.epochs, 1),
+        ("finetune.epochs", tune.epochs, 0),
+        ("data.batch_size", recipe.data.batch_size, 2),
+        ("evaluate_every", recipe.evaluate_every, 1),
+        ("cut.steps", cut.steps, 1),
+        ("cut.recalibrate_batches", cut.recalibrate_batches, 0),
+        ("train.l1", train.l1, 0),
+        ("train.frobenius", train.frobenius, 0),
+        ("train.weight_decay", train.weight_decay, 0),
+        ("train.warmup_epochs", train.warmup_epochs, 0),
+    ]
+    for name, value, least in at_least:
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, found {value}")
+    shares = [("cut.params", cut.params), ("cut.energy", cut.energy), ("cut.rank_energy", cut.rank_energy)]
+    for name, share in shares:
+        if share is not None and not 0 < share <= 1:
+            raise ValueError(f"{name} must be above 0 and at most 1, found {share}")
+    for name, rate in (("train.lr", train.lr), ("finetune.lr", tune.lr), ("finetune.temperature", tune.temperature)):
+        if rate <= 0:
+            raise ValueError(f"{name} must be above 0, found {rate}")
+    for name, part in (("train.momentum", train.momentum), ("finetune.distill", tune.distill)):
+        if not 0 <= part <= 1:
+            raise ValueError(f"{name} must lie between 0 and 1, found {part}")
+    if cut.params is not None and cut.energy is not None:
+        raise ValueError("give cut.params or cut.energy and set the other to null: both are set")
+    if tune.distill and not recipe.baseline:
+        raise ValueError("finetune.distill needs the dense baseline to learn from: set baseline: true")
+    if cut.steps > max(tune.epochs, 1):
+        raise ValueError(f"cut.steps ({cut.steps}) can't exceed finetune.epochs ({tune.epochs})")
+    design_of(recipe)

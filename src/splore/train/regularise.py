@@ -1,0 +1,110 @@
+"""What the training of W = A·B + S adds to that of a dense net: the l1 on S, and weight decay in its place.
+
+In a loop of your own:
+
+    l1 = L1(model, strength=1e-3)
+    decay = FrobeniusDecay(model, strength=5e-4)
+    optimizer = torch.optim.SGD(parameter_groups(model, weight_decay=5e-4), lr=0.1, momentum=0.9)
+    ...
+    (criterion(model(x), y) + decay.penalty()).backward()
+    optimizer.step()
+    l1.shrink(optimizer.param_groups[0]["lr"])      # or add l1.penalty() to the loss instead: the paper's way
+"""
+
+from enum import Enum
+
+import torch
+from torch import Tensor, nn
+
+from splore.design.layers import decomposed_layers
+
+
+class Scaling(str, Enum):
+    """How the strength of the l1 differs between layers whose matrix is m x k.
+
+    `PCA` multiplies it by 1/sqrt(max(m, k)), the weight of the sparse part in robust PCA (Candès et al., 2011), which
+    falls with the layer's width as the size of its entries does. `NONE` gives every layer the same.
+    """
+
+    NONE = "none"
+    PCA = "pca"
+
+
+class L1:
+    """The l1 penalty on the sparse parts of a model, as a term of the loss or as a proximal step.
+
+    The term is strength * sum over layers of scale * sum |S|. Its subgradient (the paper's way) draws entries towards
+    zero but never onto it; the proximal step, after the optimiser's, makes exact zeros. Use one of the two.
+
+    Build it after `decompose`, and again if layers are replaced.
+    """
+
+    def __init__(self, model: nn.Module, strength: float, scaling: Scaling = Scaling.PCA) -> None:
+        if strength < 0:
+            raise ValueError(f"the strength of the l1 can't be negative, found {strength}")
+        self.parts = [layer.S for layer in decomposed_layers(model).values() if layer.S is not None]
+        self.strengths = [strength * (max(S.shape) ** -0.5 if scaling is Scaling.PCA else 1.0) for S in self.parts]
+        self._weights: Tensor | None = None
+
+    def penalty(self) -> Tensor:
+        """strength * sum of scale * sum |S|, a differentiable scalar."""
+        if not self.parts:
+            return torch.zeros(())
+        norms = torch.stack(torch._foreach_norm(self.parts, 1))
+        if self._weights is None or self._weights.device != norms.device:
+            self._weights = torch.tensor(self.strengths, device=norms.device)
+        return norms.float() @ self._weights
+
+    @torch.no_grad()
+    def shrink(self, lr: float) -> None:
+        """The proximal step after an optimiser's step of this learning rate: the soft threshold by lr * strength."""
+        thresholds = [lr * strength for strength in self.strengths]
+        if not any(thresholds):
+            return
+        # S - clamp(S, -t, t) is the soft threshold, and exactly zero wherever |S| <= t.
+        core = torch._foreach_clamp_min(self.parts, [-t for t in thresholds])
+        torch._foreach_clamp_max_(core, thresholds)
+        torch._foreach_sub_(self.parts, core)
+
+
+class FrobeniusDecay:
+    """Weight decay on the product: strength / 2 * sum over layers of ||A·B||_F^2 (Khodak et al., arXiv 2105.01029).
+
+    Decaying A and B apart penalises the nuclear norm of their product, another and much stronger thing at low rank.
+    """
+
+    def __init__(self, model: nn.Module, strength: float) -> None:
+        if strength < 0:
+            raise ValueError(f"the strength of the decay can't be negative, found {strength}")
+        self.strength = strength
+        self.factors = [(layer.A, layer.B) for layer in decomposed_layers(model).values() if layer.rank]
+
+    def penalty(self) -> Tensor:
+        """strength / 2 * sum ||A·B||_F^2, a differentiable scalar, by the r x r Gram matrices of A and B."""
+        if not self.strength or not self.factors:
+            return torch.zeros(())
+        return 0.5 * self.strength * sum(((A.T @ A) * (B @ B.T)).sum() for A, B in self.factors)
+
+    @torch.no_grad()
+    def add_gradients(self) -> None:
+        """Adds the gradient of `penalty` to A.grad and B.grad: cheaper than a term of the loss; call before the step."""
+        if not self.strength:
+            return
+        for A, B in self.factors:
+            if A.grad is not None and B.grad is not None:
+                A.grad.addmm_(A, B @ B.T, alpha=self.strength)
+                B.grad.addmm_(A.T @ A, B, alpha=self.strength)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Two groups for an optimiser: the dense weights, with weight decay, and all the rest, without.
+
+    The rest is A and B (see `FrobeniusDecay`), S (the l1's affair), biases and normalisation.
+    """
+    special = {id(p) for layer in decomposed_layers(model).values() for p in (layer.A, layer.B, layer.S)}
+    decayed, spared = [], []
+    for parameter in model.parameters():
+        plain = parameter.dim() > 1 and id(parameter) not in special
+        (decayed if plain else spared).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]

@@ -1,0 +1,60 @@
+"""Finding things by a name that a user typed: suggestions for a misspelt one, and imports of `package.module:name`."""
+
+import difflib
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+
+def nearest(name: str, known: Iterable[str], few: int = 12) -> str:
+    """A half sentence that offers the known names most like `name`; all of them where they are at most `few`."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+    if close:
+        return "did you mean " + " or ".join(repr(each) for each in close) + "?"
+    if len(known) <= few:
+        return "known are " + ", ".join(known) + "."
+    return f"none of the {len(known)} known names is close to it."
+
+
+def import_callable(spec: str) -> Callable[..., Any]:
+    """The callable that "package.module:name" names; modules of the working directory are found too.
+
+    Raises ValueError for a spec without both halves, a module or a name that does not exist, or a name that cannot be
+    called. An error inside the imported module is left as it is.
+    """
+    module_name, _, attribute = spec.partition(":")
+    if not module_name or not attribute:
+        raise ValueError(f"expected 'package.module:name', found {spec!r}")
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)  # a console script starts without it; worker processes inherit it from here
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module_name + ".").startswith(error.name + "."):
+            raise
+        raise ValueError(
+            f"{spec!r}: there is no module {error.name!r}; name one that is installed or lies in {here}"
+        ) from error
+    found = getattr(module, attribute, None)
+    if found is None:
+        names = [each for each in dir(module) if callable(getattr(module, each)) and not each.startswith("_")]
+        raise ValueError(f"{spec!r}: the module {module_name} has no {attribute!r}; {nearest(attribute, names)}")
+    if not callable(found):
+        raise ValueError(f"{spec!r}: expected something that can be called, found {type(found).__name__}")
+    return found
+
+
+def takes(function: Callable[..., Any], parameter: str, by_keywords: bool = False) -> bool:
+    """Whether `function` has a parameter of this name; `by_keywords`: a `**` parameter counts too."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # some callables written in C have no signature
+        return False
+    return parameter in parameters or (
+        by_keywords and any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+    )
