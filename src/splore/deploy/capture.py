@@ -107,7 +107,7 @@ def _ends(exported: torch.export.ExportedProgram) -> tuple[fx.Node, fx.Node]:
         raise ValueError(f"the model changes its buffers: {', '.join(signature.buffers_to_mutate.values())}")
     source = next(node for node in exported.graph.nodes if node.name == signature.user_inputs[0])
     result = results[0].meta["val"]
-    if not isinstance(result, Tensor) or str(result.shape[0]) != str(source.meta["val"].shape[0]):
+    if not isinstance(result, Tensor) or result.dim() == 0 or str(result.shape[0]) != str(source.meta["val"].shape[0]):
         raise ValueError("expected a result whose first dimension is the batch")
     return source, results[0]
 
@@ -162,6 +162,8 @@ def _pieces(
     """Cuts the nodes wherever a single tensor of images or of vectors is alive."""
     last_use = {argument: index for index, node in enumerate(nodes) for argument in node.all_input_nodes}
     last_use[result] = len(nodes)
+    if not nodes:
+        return [Piece((), source, result, {"*": "it computes nothing"})]
     pieces, start, value, alive = [], 0, source, {source}
     for index, node in enumerate(nodes):
         alive = {other for other in alive | {node} if last_use.get(other, -1) > index}
@@ -200,7 +202,7 @@ def _joined(pieces: list[Piece], lowered: dict[fx.Node, Lowered]) -> list[Piece]
         return any(isinstance(op, Conv) for node in piece.nodes for op in lowered[node].ops)
 
     pieces = join(pieces)
-    if not pieces or (len(pieces) == 1 and any(lowered[node].ops for node in pieces[0].nodes if node in lowered)):
+    if len(pieces) == 1 and any(lowered[node].ops for node in pieces[0].nodes if node in lowered):
         return pieces
     return join(
         [

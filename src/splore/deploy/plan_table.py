@@ -5,22 +5,41 @@ from collections.abc import Iterable, Mapping, Sequence
 from splore.deploy.program import Conv, Op, Pool, Program, Shape
 
 
-def of_program(program: Program, heading: str, timings: Iterable[Mapping[str, object]]) -> str:
+def of_program(program: Program, heading: str, steps: Iterable[Mapping[str, object]]) -> str:
     """Each operation with its output, its weight, the kernel that was chosen, ms a batch, and multiply-adds a second.
 
-    `timings` has what the native program tells of its operations, by their index `op`.
+    `steps` is the table of the native program; an operation may take several steps, or share one with another.
     """
-    by_op = {timing["op"]: timing for timing in timings}
+    by_op: dict[object, list[Mapping[str, object]]] = {}
+    for step in steps:
+        by_op.setdefault(step["op"], []).append(step)
     rows = [("operation", "name", "output", "weight", "kernel", "ms", "GMAC/s")]
+    for step in by_op.get(-1, []):
+        rows.append((str(step["kernel"]), "", "x".join(map(str, program.input)), "", "", _number(step["ms"]), ""))
     for index, (op, shape) in enumerate(zip(program.ops, program.shapes[1:], strict=True)):
-        timing = by_op.get(index, {})
+        own = by_op.get(index, [])
+        kernel = "; ".join(str(step["kernel"]) for step in own)
         rows.append(
-            (_kind(op), op.name, "x".join(map(str, shape)), _weight(op, program.shapes[op.inputs[0]]),
-             str(timing.get("kernel", "")), _number(timing.get("ms")), _number(timing.get("gmacs_per_s")))
-        )  # fmt: skip
-    total = sum(float(timing.get("ms") or 0) for timing in by_op.values())
+            (
+                _kind(op),
+                op.name,
+                "x".join(map(str, shape)),
+                _weight(op, program.shapes[op.inputs[0]]),
+                kernel,
+                *_speed(own),
+            )
+        )
+    for step in by_op.get(-2, []):
+        rows.append((str(step["kernel"]), "", "x".join(map(str, program.output)), "", "", _number(step["ms"]), ""))
+    total = sum(float(step["ms"]) for own in by_op.values() for step in own)
     last = f"{len(program.ops)} operations, {program.multiply_adds / 1e6:.4g} M stored multiply-adds an image"
     return "\n".join([heading, *_aligned(rows), last + (f", {total:.4g} ms in all" if by_op else "")])
+
+
+def _speed(steps: Sequence[Mapping[str, object]]) -> tuple[str, str]:
+    """ms and 10^9 multiply-adds a second of an operation's steps."""
+    ms, macs = (sum(float(step[key]) for step in steps) for key in ("ms", "macs"))
+    return (_number(ms) if steps else ""), (_number(macs / ms / 1e6) if macs and ms else "")
 
 
 def of_torch(reasons: Mapping[str, str]) -> str:
@@ -53,8 +72,8 @@ def _weight(op: Op, input: Shape) -> str:
     return " + ".join(parts)
 
 
-def _number(value: object) -> str:
-    return "" if value is None else f"{value:.3g}"
+def _number(value: float) -> str:
+    return f"{value:.3g}"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -32,6 +32,10 @@ def _sub(node: fx.Node, model: Exported, a: object, b: object, alpha: float = 1)
     return _affine(node, b, -np.ones(model.shape(b)[0]), model.channels(a, b))
 
 
+def _reversed_sub(node: fx.Node, model: Exported, a: object, b: object, alpha: float = 1) -> Lowered:
+    return _sub(node, model, b, a, alpha)
+
+
 def _mul(node: fx.Node, model: Exported, a: object, b: object) -> Lowered:
     if model.is_constant(a):
         a, b = b, a
@@ -79,6 +83,8 @@ def _same(node: fx.Node, model: Exported, x: fx.Node, *_: object) -> Lowered:
 LOWERINGS: dict[object, Callable[..., Lowered]] = {
     aten.add.Tensor: _add,
     aten.sub.Tensor: _sub,
+    aten.rsub.Scalar: _reversed_sub,
+    aten.rsub.Tensor: _reversed_sub,
     aten.mul.Tensor: _mul,
     aten.div.Tensor: _div,
     aten.hardtanh.default: _limit,
