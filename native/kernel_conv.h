@@ -52,54 +52,74 @@ struct Keep {
   SPLORE_INLINE void finish(int row, int v, Vec sum) const { store(t + (ptrdiff_t(row) * T + v) * L, sum); }
 };
 
-// kRowGroup rows of a dense matrix times N of the tile's vectors, from V on.
-template <int V, int N, class Source, class Sink>
-SPLORE_INLINE void dense_chunk(const float* weights, const int32_t* offsets, int columns, int row, int rows, const Source& x,
-                               const Sink& sink) {
-  Vec sum[kRowGroup][N];
+// G rows of a dense matrix, packed by kRowGroup, times N of the tile's vectors, from V on.
+template <int G, int V, int N, class Source, class Sink>
+SPLORE_INLINE void dense_chunk(const float* weights, const int32_t* offsets, int columns, int row, const Source& x, const Sink& sink) {
+  constexpr int U = G * N >= 6 ? 1 : G * N >= 3 ? 2 : 4;  // few sums would wait for each other: take U columns at once
+  Vec sum[U][G][N];
 #pragma GCC unroll 4
-  for (int g = 0; g < kRowGroup; g++)
+  for (int u = 0; u < U; u++)
+#pragma GCC unroll 4
+    for (int g = 0; g < G; g++)
 #pragma GCC unroll 16
-    for (int v = 0; v < N; v++) sum[g][v] = g < rows ? sink.start(row + g, V + v) : Vec{};
-#pragma GCC unroll 2
-  for (int k = 0; k < columns; k++) {
+      for (int v = 0; v < N; v++) sum[u][g][v] = u == 0 ? sink.start(row + g, V + v) : Vec{};
+  const auto add = [&](Vec(&to)[G][N], int k) __attribute__((always_inline)) {
     const ptrdiff_t offset = offsets[k];
     const float* w = weights + ptrdiff_t(k) * kRowGroup;
-    const Vec w0 = broadcast(w[0]), w1 = broadcast(w[1]), w2 = broadcast(w[2]), w3 = broadcast(w[3]);
+    Vec factor[G];
+#pragma GCC unroll 4
+    for (int g = 0; g < G; g++) factor[g] = broadcast(w[g]);
 #pragma GCC unroll 16
     for (int v = 0; v < N; v++) {
       const Vec value = x.at(V + v, offset);
-      sum[0][v] += value * w0;
-      sum[1][v] += value * w1;
-      sum[2][v] += value * w2;
-      sum[3][v] += value * w3;
-    }
-  }
 #pragma GCC unroll 4
-  for (int g = 0; g < kRowGroup; g++)
-    if (g < rows)
+      for (int g = 0; g < G; g++) to[g][v] += value * factor[g];
+    }
+  };
+  int k = 0;
+  if constexpr (U > 1)
+    for (; k + U <= columns; k += U)
+#pragma GCC unroll 4
+      for (int u = 0; u < U; u++) add(sum[u], k + u);
+#pragma GCC unroll 2
+  for (; k < columns; k++) add(sum[0], k);
+#pragma GCC unroll 4
+  for (int g = 0; g < G; g++)
 #pragma GCC unroll 16
-      for (int v = 0; v < N; v++) sink.finish(row + g, V + v, sum[g][v]);
+    for (int v = 0; v < N; v++) {
+#pragma GCC unroll 4
+      for (int u = 1; u < U; u++) sum[0][g][v] += sum[u][g][v];
+      sink.finish(row + g, V + v, sum[0][g][v]);
+    }
 }
 
-constexpr int kChunkVectors = SPLORE_REGISTERS >= 32 ? 7 : 2;
+// The sums that the registers hold beside a vector of the input and the factors.
+constexpr int kSums = SPLORE_REGISTERS >= 32 ? 28 : 10;
 
 // A tile of T vectors in even chunks, none larger than the registers hold.
-template <int V, int T, class Source, class Sink>
-SPLORE_INLINE void dense_chunks(const float* weights, const int32_t* offsets, int columns, int row, int rows, const Source& x,
-                                const Sink& sink) {
-  constexpr int chunks = (T - V + kChunkVectors - 1) / kChunkVectors;
+template <int G, int V, int T, class Source, class Sink>
+SPLORE_INLINE void dense_chunks(const float* weights, const int32_t* offsets, int columns, int row, const Source& x, const Sink& sink) {
+  constexpr int most = kSums / G < 16 ? kSums / G : 16;
+  constexpr int chunks = (T - V + most - 1) / most;
   constexpr int N = (T - V + chunks - 1) / chunks;
-  dense_chunk<V, N>(weights, offsets, columns, row, rows, x, sink);
-  if constexpr (V + N < T) dense_chunks<V + N, T>(weights, offsets, columns, row, rows, x, sink);
+  dense_chunk<G, V, N>(weights, offsets, columns, row, x, sink);
+  if constexpr (V + N < T) dense_chunks<G, V + N, T>(weights, offsets, columns, row, x, sink);
 }
 
 template <int T, class Source, class Sink>
 SPLORE_INLINE void dense_rows(const float* packed, const int32_t* offsets, int columns, int begin, int end, const Source& x,
                               const Sink& sink) {
-  for (int row = begin; row < end; row += kRowGroup) {
-    const int rows = end - row < kRowGroup ? end - row : kRowGroup;
-    dense_chunks<0, T>(packed + ptrdiff_t(row) * columns, offsets, columns, row, rows, x, sink);
+  int row = begin;
+  for (; row + kRowGroup <= end; row += kRowGroup)
+    dense_chunks<kRowGroup, 0, T>(packed + ptrdiff_t(row) * columns, offsets, columns, row, x, sink);
+  const float* rest = packed + ptrdiff_t(row) * columns;
+  switch (end - row) {
+    case 1:
+      return dense_chunks<1, 0, T>(rest, offsets, columns, row, x, sink);
+    case 2:
+      return dense_chunks<2, 0, T>(rest, offsets, columns, row, x, sink);
+    case 3:
+      return dense_chunks<3, 0, T>(rest, offsets, columns, row, x, sink);
   }
 }
 

@@ -49,6 +49,37 @@ void pool(const PoolArgs& args) {
   }
 }
 
+// The maximum (a NaN stays one) or the sum of windows of `kernel` neighbours, STRIDE apart; 0 takes the stride at run time.
+template <bool MAX, int STRIDE>
+SPLORE_INLINE void slide(const PoolRowArgs& args) {
+  const ptrdiff_t stride = STRIDE ? STRIDE : args.stride;
+  const float* line = args.line;
+  float* out = args.out;
+  for (ptrdiff_t o = 0; o < args.outputs; o++) out[o] = line[o * stride];
+  for (ptrdiff_t j = 1; j < args.kernel; j++)
+    for (ptrdiff_t o = 0; o < args.outputs; o++) {
+      const float v = line[o * stride + j];
+      out[o] = !MAX ? out[o] + v : v <= out[o] ? out[o] : v;
+    }
+}
+
+void pool_row(const PoolRowArgs& args) {
+  float* line = args.line + args.before;
+  for (ptrdiff_t i = 0; i < args.rows; i++) {
+    const float* x = args.x + i * args.row;
+    for (ptrdiff_t j = 0; j < args.width; j++) {
+      const float old = line[j];
+      line[j] = i == 0 ? x[j] : !args.max ? old + x[j] : x[j] <= old ? old : x[j];
+    }
+  }
+  if (args.max) {
+    args.stride == 2 ? slide<true, 2>(args) : args.stride == 1 ? slide<true, 1>(args) : slide<true, 0>(args);
+    return;
+  }
+  args.stride == 2 ? slide<false, 2>(args) : args.stride == 1 ? slide<false, 1>(args) : slide<false, 0>(args);
+  for (ptrdiff_t o = 0; o < args.outputs; o++) args.out[o] *= args.scale[o] * args.row_scale;
+}
+
 void interleave(const float* x, ptrdiff_t pitch, int images, float* out, ptrdiff_t pixels) {
   for (ptrdiff_t begin = 0; begin < pixels; begin += 16) {
     const ptrdiff_t end = begin + 16 < pixels ? begin + 16 : pixels;

@@ -16,6 +16,7 @@ const Kernels* SPLORE_TABLE() {
                                 },
                                 map,
                                 pool,
+                                pool_row,
                                 interleave,
                                 deinterleave};
   return &table;

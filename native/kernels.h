@@ -123,6 +123,19 @@ struct PoolArgs {
   float scale;
 };
 
+// One row of outputs of a pool in the pixels layout: the window's rows are joined into a line first.
+struct PoolRowArgs {
+  int32_t max;
+  const float* x;
+  ptrdiff_t row, rows, width;
+  float* line;       // `before` elements that change nothing, `width` to be filled, and as many as the last window wants
+  ptrdiff_t before;
+  ptrdiff_t kernel, stride, outputs;
+  float* out;
+  const float* scale;  // of each output, for the mean
+  float row_scale;
+};
+
 struct Kernels {
   const char* name;
   int lanes;
@@ -130,6 +143,7 @@ struct Kernels {
   ConvKernel conv[kTileCount][2];  // [tile][stride - 1]
   void (*map)(const MapArgs&);
   void (*pool)(const PoolArgs&);
+  void (*pool_row)(const PoolRowArgs&);
   // [images][pixels] with a pitch between images <-> [pixels][lanes]; lanes beyond `images` become 0.
   void (*interleave)(const float* x, ptrdiff_t pitch, int images, float* out, ptrdiff_t pixels);
   void (*deinterleave)(const float* x, float* out, ptrdiff_t pitch, int images, ptrdiff_t pixels);

@@ -1,6 +1,7 @@
 // Maximum and average pools. A task is a channel. Windows are cut at the edges of the map: no border is read.
 #include <algorithm>
-#include <cmath>
+#include <limits>
+#include <vector>
 
 #include "step.h"
 
@@ -23,22 +24,37 @@ Span span(int64_t output, int64_t stride, int64_t kernel, int64_t before, int64_
 class PoolStep : public Step {
  public:
   PoolStep(int index, const Op& op, const Layout& layout, const Kernels& kernels, const Storage& in, const Storage& out)
-      : Step(index, &out), op_(op), in_(in), layout_(layout), kernels_(kernels) {}
+      : Step(index, &out), op_(op), in_(in), layout_(layout), kernels_(kernels) {
+    for (int64_t x = 0; layout.pixels && x < out.shape.w; x++) {
+      const Span cut = columns(x);
+      scales_.push_back(1.0f / float(op.count_pad ? cut.padded : cut.size()));
+    }
+  }
 
   int64_t tasks() const override { return in_.shape.c; }
   std::string kernel() const override { return "pool"; }
 
-  void run(int64_t c, const Run& run, const Scratch&) const override {
+  ScratchSize scratch() const override {
+    ScratchSize size;
+    if (layout_.pixels) size.gathered = line_floats();
+    return size;
+  }
+
+  void run(int64_t c, const Run& run, const Scratch& scratch) const override {
     const float* from = in_.pixels(run.arena) + c * in_.plane;
     float* to = out->pixels(run.arena) + c * out->plane;
-    if (layout_.pixels) std::fill(to, to + out->vectors * layout_.lanes, 0.0f);
+    if (layout_.pixels) {
+      std::fill(to, to + out->vectors * layout_.lanes, 0.0f);
+      const float nothing = op_.kind == SPLORE_MAX_POOL ? -std::numeric_limits<float>::infinity() : 0.0f;
+      std::fill(scratch.gathered, scratch.gathered + line_floats(), nothing);
+    }
     const Window& w = op_.window;
     for (int64_t y = 0; y < out->shape.h; y++) {
       const Span rows = span(y, w.stride_h, w.kernel_h, w.top, in_.shape.h, w.bottom);
       if (!layout_.pixels)
         images_row(rows, from, to + y * out->row);
       else
-        for (int i = 0; i < run.images; i++) pixels_row(rows, from + i * in_.image, to + i * out->image + y * out->row);
+        for (int i = 0; i < run.images; i++) pixels_row(rows, from + i * in_.image, to + i * out->image + y * out->row, scratch.gathered);
     }
   }
 
@@ -72,25 +88,31 @@ class PoolStep : public Step {
     }
   }
 
-  void pixels_row(const Span& rows, const float* from, float* to) const {
-    const bool max = op_.kind == SPLORE_MAX_POOL;
-    for (int64_t x = 0; x < out->shape.w; x++) {
-      const Span cut = columns(x);
-      const float* corner = from + rows.begin * in_.row + cut.begin;
-      float y = max ? *corner : 0.0f;
-      for (int64_t i = 0; i < rows.size(); i++)
-        for (int64_t j = 0; j < cut.size(); j++) {
-          const float v = corner[i * in_.row + j];
-          y = !max ? y + v : (v > y || v != v) ? v : y;
-        }
-      to[x] = max ? y : y * scale(rows, cut);
-    }
+  ptrdiff_t line_floats() const {
+    const Window& w = op_.window;
+    return std::max(w.left + in_.shape.w, (out->shape.w - 1) * w.stride_w + w.kernel_w);
+  }
+
+  void pixels_row(const Span& rows, const float* from, float* to, float* line) const {
+    const Window& w = op_.window;
+    PoolRowArgs args{};
+    args.max = op_.kind == SPLORE_MAX_POOL;
+    args.x = from + rows.begin * in_.row;
+    args.row = in_.row, args.rows = rows.size();
+    args.line = line, args.before = w.left;
+    args.width = std::min(in_.shape.w, line_floats() - w.left);
+    args.kernel = w.kernel_w, args.stride = w.stride_w, args.outputs = out->shape.w;
+    args.out = to;
+    args.scale = scales_.data();
+    args.row_scale = 1.0f / float(op_.count_pad ? rows.padded : rows.size());
+    kernels_.pool_row(args);
   }
 
   const Op& op_;
   const Storage& in_;
   const Layout& layout_;
   const Kernels& kernels_;
+  std::vector<float> scales_;
 };
 
 }  // namespace

@@ -68,33 +68,42 @@ int64_t Slice::packed_bytes() const {
   return bytes;
 }
 
-double Slice::time_step(Team& team, size_t index, const Run& run, float* scratch, double budget) {
+// The least time of several runs of a step, by the whole team as in a real run.
+double Slice::time_step(Team& team, size_t index, const Run& run, double budget) {
+  AlignedVector<float> scratch(size_t(kind.team * scratch_floats()));
   const Step& step = *steps_[index];
-  double best = 1e30, spent = 0;
-  for (int repeat = 0; repeat < 40 && (repeat < 2 || spent < budget); repeat++) {
-    next_task_[index].store(0);
-    const double start = now();
-    const std::function<void(int)> work = [&](int worker) {
-      run_step(step, index, worker, run, scratch_of(scratch + worker * scratch_floats()));
-    };
-    if (kind.team == 1)
-      work(0);
-    else
-      team.run(work);
-    const double took = now() - start;
-    spent += took;
-    best = std::min(best, took);
-    if (repeat == 0 && took > budget) break;
-  }
+  double best = 1e30;
+  std::atomic<bool> enough{false};
+  const std::function<void(int)> work = [&](int worker) {
+    const Scratch own = scratch_of(scratch.data() + worker * scratch_floats());
+    double spent = 0;
+    for (int repeat = 0;; repeat++) {
+      if (worker == 0) {
+        enough.store(repeat >= 40 || (repeat >= 3 && spent > budget) || spent > 4 * budget);
+        next_task_[index].store(0);
+      }
+      const double start = now();  // before the others may start, or they could be done before it
+      barrier_.wait();
+      if (enough.load()) return;
+      run_step(step, index, worker, run, own);
+      barrier_.wait();
+      const double took = now() - start;
+      spent += took;
+      if (worker == 0) best = std::min(best, took);
+    }
+  };
+  if (kind.team == 1)
+    work(0);
+  else
+    team.run(work);
   return best;
 }
 
-void Slice::tune_convolution(Team& team, size_t index, ConvStep& conv, const Run& run, float*) {
+void Slice::tune_convolution(Team& team, size_t index, ConvStep& conv, const Run& run) {
   const std::string signature = conv.signature();
   const auto known = chosen_.find(signature);
   if (known != chosen_.end()) {
     conv.choose(known->second);
-    scratch_size_.include(conv.scratch());
     return;
   }
   std::vector<ConvChoice> all = conv.candidates(), list;
@@ -109,13 +118,11 @@ void Slice::tune_convolution(Team& team, size_t index, ConvStep& conv, const Run
     conv.choose(c);
     scratch_size_ = before;
     scratch_size_.include(conv.scratch());
-    AlignedVector<float> scratch(size_t(kind.team * scratch_floats()));
-    const double took = time_step(team, index, run, scratch.data(), 1.0);
+    const double took = time_step(team, index, run, 1.0);
     if (took < least) least = took, best = c;
   }
   conv.choose(best);
   scratch_size_ = before;
-  scratch_size_.include(conv.scratch());
   chosen_[signature] = best;
 }
 
@@ -131,9 +138,9 @@ void Slice::tune(Team& team, float* arena) {
   const Run run{arena, noise.data(), result.data(), images};
   std::fill(arena, arena + arena_floats_, 0.0f);
   for (size_t i = 0; i < steps_.size(); i++) {
-    if (convolutions_[i]) tune_convolution(team, i, *convolutions_[i], run, nullptr);
-    AlignedVector<float> scratch(size_t(kind.team * scratch_floats()));
-    steps_[i]->milliseconds = time_step(team, i, run, scratch.data(), 0.3);
+    if (convolutions_[i]) tune_convolution(team, i, *convolutions_[i], run);
+    scratch_size_.include(steps_[i]->scratch());
+    steps_[i]->milliseconds = time_step(team, i, run, 0.3);
   }
   tuned = true;
 }

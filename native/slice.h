@@ -48,8 +48,8 @@ class Slice {
   const Storage* add_storage(const Shape& shape, const Border& border, int born, int dies);
   void place_storages();
   void run_step(const Step& step, size_t index, int worker, const Run& run, const Scratch& scratch);
-  double time_step(Team& team, size_t index, const Run& run, float* scratch, double budget);
-  void tune_convolution(Team& team, size_t index, ConvStep& conv, const Run& run, float* scratch);
+  double time_step(Team& team, size_t index, const Run& run, double budget);
+  void tune_convolution(Team& team, size_t index, ConvStep& conv, const Run& run);
   Scratch scratch_of(float* memory) const;
 
   const Program& program_;
@@ -65,7 +65,7 @@ class Slice {
   std::vector<ConvStep*> convolutions_;  // of each step, or null
   std::map<std::string, ConvChoice> chosen_;
   ptrdiff_t arena_floats_ = 0;
-  ScratchSize scratch_size_;  // of the largest candidate
+  ScratchSize scratch_size_;  // the largest that a step needs
   std::unique_ptr<std::atomic<int64_t>[]> next_task_;
   Barrier barrier_;
 };

@@ -18,13 +18,14 @@ inline void rest() {
 #endif
 }
 
-// Spins until `done`, giving the processor away now and then: more threads than cores must not stand still.
+// Spins until `done`, giving the processor away now and then: on a busy machine the thread that is waited for may be on this
+// very core.
 // Returns false after `spins`, where there is a limit.
 template <class F>
 bool spin(F done, int spins) {
   for (int i = 0; spins < 0 || i < spins; i++) {
     if (done()) return true;
-    if (i % 1024 == 1023)
+    if (i % 128 == 127)
       sched_yield();
     else
       rest();
