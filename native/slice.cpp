@@ -1,7 +1,10 @@
 #include "slice.h"
 
+#include <time.h>
+
 #include <algorithm>
-#include <chrono>
+#include <cstdlib>
+#include <cstring>
 
 namespace splore {
 namespace {
@@ -9,7 +12,17 @@ namespace {
 constexpr ptrdiff_t kGuard = 256;  // floats before and after the values, for reads that are masked away
 constexpr ptrdiff_t kMostFloats = ptrdiff_t(1) << 34;
 
-double now() { return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+// How long a candidate is timed: until either is reached, but some times at the least.
+constexpr int kRepeats = 30;
+constexpr double kMilliseconds = 0.8;
+constexpr double kEnoughMacs = 3e7;  // of a thread
+
+// Milliseconds. A thread that works alone looks at its own time on the processor, which other processes don't disturb.
+double now(bool alone) {
+  timespec t;
+  clock_gettime(alone ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &t);
+  return double(t.tv_sec) * 1e3 + double(t.tv_nsec) * 1e-6;
+}
 
 ptrdiff_t round_up(ptrdiff_t x) { return (x + 15) / 16 * 16; }
 
@@ -17,6 +30,8 @@ ptrdiff_t round_up(ptrdiff_t x) { return (x + 15) / 16 * 16; }
 
 Slice::Slice(const Program& program, const Kernels& kernels, const SliceKind& kind, const std::string& forced)
     : kind(kind), program_(program), kernels_(kernels), layout_(kind.pixels, kind.images, kernels.lanes), forced_(forced) {
+  const char* plan = std::getenv("SPLORE_PLAN");
+  hasty_ = plan && std::strcmp(plan, "fast") == 0;
   lower();
   place_storages();
   next_task_ = std::make_unique<std::atomic<int64_t>[]>(steps_.size());
@@ -26,7 +41,7 @@ Slice::Slice(const Program& program, const Kernels& kernels, const SliceKind& ki
 void Slice::work(int index, const Run& run, float* memory) {
   const Scratch scratch = scratch_of(memory + index * scratch_floats());
   for (size_t i = 0; i < steps_.size(); i++) {
-    run_step(*steps_[i], i, index, run, scratch);
+    run_step(*steps_[i], i, steps_[i]->tasks(), index, run, scratch);
     barrier_.wait();
   }
 }
@@ -35,12 +50,11 @@ void Slice::begin() {
   for (size_t i = 0; i < steps_.size(); i++) next_task_[i].store(0, std::memory_order_relaxed);
 }
 
-void Slice::run_step(const Step& step, size_t index, int worker, const Run& run, const Scratch& scratch) {
+void Slice::run_step(const Step& step, size_t index, int64_t tasks, int worker, const Run& run, const Scratch& scratch) {
   if (step.out) {
     const int64_t channels = step.out->shape.c;
     step.clear_border(run.arena, channels * worker / kind.team, channels * (worker + 1) / kind.team);
   }
-  const int64_t tasks = step.tasks();
   if (kind.team == 1) {
     for (int64_t task = 0; task < tasks; task++) step.run(task, run, scratch);
     return;
@@ -68,28 +82,28 @@ int64_t Slice::packed_bytes() const {
   return bytes;
 }
 
-// The least time of several runs of a step, by the whole team as in a real run.
-double Slice::time_step(Team& team, size_t index, const Run& run, double budget) {
+// The least time of several runs of the first tasks of a step, by the whole team as in a real run.
+double Slice::time_step(Team& team, size_t index, int64_t tasks, const Run& run, int repeats) {
   AlignedVector<float> scratch(size_t(kind.team * scratch_floats()));
   const Step& step = *steps_[index];
-  double best = 1e30;
+  double best = 1e30, spent = 0;
   std::atomic<bool> enough{false};
   const std::function<void(int)> work = [&](int worker) {
     const Scratch own = scratch_of(scratch.data() + worker * scratch_floats());
-    double spent = 0;
     for (int repeat = 0;; repeat++) {
       if (worker == 0) {
-        enough.store(repeat >= 40 || (repeat >= 3 && spent > budget) || spent > 4 * budget);
+        enough.store(repeat >= repeats && (repeat >= kRepeats || spent > kMilliseconds));
         next_task_[index].store(0);
       }
-      const double start = now();  // before the others may start, or they could be done before it
+      const double start = now(kind.team == 1);  // before the others may start, or they could be done before it
       barrier_.wait();
       if (enough.load()) return;
-      run_step(step, index, worker, run, own);
+      run_step(step, index, tasks, worker, run, own);
       barrier_.wait();
-      const double took = now() - start;
+      if (worker) continue;
+      const double took = now(kind.team == 1) - start;
       spent += took;
-      if (worker == 0) best = std::min(best, took);
+      best = std::min(best, took);
     }
   };
   if (kind.team == 1)
@@ -102,14 +116,12 @@ double Slice::time_step(Team& team, size_t index, const Run& run, double budget)
 void Slice::tune_convolution(Team& team, size_t index, ConvStep& conv, const Run& run) {
   const std::string signature = conv.signature();
   const auto known = chosen_.find(signature);
-  if (known != chosen_.end()) {
-    conv.choose(known->second);
-    return;
-  }
+  if (known != chosen_.end()) return conv.choose(known->second);
   std::vector<ConvChoice> all = conv.candidates(), list;
   for (const ConvChoice& c : all)
     if (conv.describe(c).find(forced_) != std::string::npos) list.push_back(c);
   if (list.empty()) list = all;
+  if (hasty_) list.resize(1);
   ConvChoice best = list.front();
   double least = 1e30;
   const ScratchSize before = scratch_size_;
@@ -118,7 +130,10 @@ void Slice::tune_convolution(Team& team, size_t index, ConvStep& conv, const Run
     conv.choose(c);
     scratch_size_ = before;
     scratch_size_.include(conv.scratch());
-    const double took = time_step(team, index, run, 1.0);
+    // A part of a large convolution says enough.
+    const double share = std::min(1.0, kEnoughMacs * kind.team / (double(conv.multiply_adds()) * kind.images));
+    const int64_t tasks = std::max<int64_t>(1, int64_t(share * double(conv.tasks())));
+    const double took = time_step(team, index, tasks, run, 3) * double(conv.tasks()) / double(tasks);
     if (took < least) least = took, best = c;
   }
   conv.choose(best);
@@ -129,20 +144,19 @@ void Slice::tune_convolution(Team& team, size_t index, ConvStep& conv, const Run
 void Slice::tune(Team& team, float* arena) {
   const Shape in = program_.shapes.front(), out = program_.shapes.back();
   const int images = kind.images;
-  std::vector<float> noise(size_t(images * in.elements())), result(size_t(images * out.elements()));
+  std::vector<float> noise(hasty_ ? 0 : size_t(images * in.elements())), result(hasty_ ? 0 : size_t(images * out.elements()));
   uint32_t state = 1;
   for (float& x : noise) {
     state = state * 1664525u + 1013904223u;
     x = float(int32_t(state)) * (1.0f / 2147483648.0f);
   }
   const Run run{arena, noise.data(), result.data(), images};
-  std::fill(arena, arena + arena_floats_, 0.0f);
+  if (!hasty_) std::fill(arena, arena + arena_floats_, 0.0f);
   for (size_t i = 0; i < steps_.size(); i++) {
     if (convolutions_[i]) tune_convolution(team, i, *convolutions_[i], run);
     scratch_size_.include(steps_[i]->scratch());
-    steps_[i]->milliseconds = time_step(team, i, run, 0.3);
+    if (!hasty_) steps_[i]->milliseconds = time_step(team, i, steps_[i]->tasks(), run, 2);
   }
-  tuned = true;
 }
 
 void Slice::place_storages() {

@@ -25,8 +25,8 @@ class Slice {
  public:
   Slice(const Program& program, const Kernels& kernels, const SliceKind& kind, const std::string& forced);
 
-  // Times the candidates of every convolution, in order, on noise; `memory` is of workspace() floats.
-  void tune(Team& team, float* memory);
+  // Times the candidates of every convolution, in order, on noise; `arena` is of arena_floats() floats.
+  void tune(Team& team, float* arena);
   // The calling thread as worker `index` of kind.team: all of them call this with the same run.
   void work(int index, const Run& run, float* scratch);
   // Before the workers start.
@@ -37,25 +37,26 @@ class Slice {
   // Arena and the scratch of the whole team.
   ptrdiff_t workspace() const { return arena_floats_ + kind.team * scratch_floats(); }
   int64_t packed_bytes() const;
+  bool hasty() const { return hasty_; }
   const std::vector<std::unique_ptr<Step>>& steps() const { return steps_; }
 
   const SliceKind kind;
-  bool tuned = false;
   double milliseconds = 0;
 
  private:
   void lower();
   const Storage* add_storage(const Shape& shape, const Border& border, int born, int dies);
   void place_storages();
-  void run_step(const Step& step, size_t index, int worker, const Run& run, const Scratch& scratch);
-  double time_step(Team& team, size_t index, const Run& run, double budget);
+  void run_step(const Step& step, size_t index, int64_t tasks, int worker, const Run& run, const Scratch& scratch);
+  double time_step(Team& team, size_t index, int64_t tasks, const Run& run, int repeats);
   void tune_convolution(Team& team, size_t index, ConvStep& conv, const Run& run);
   Scratch scratch_of(float* memory) const;
 
   const Program& program_;
   const Kernels& kernels_;
   Layout layout_;
-  std::string forced_;
+  const std::string forced_;
+  bool hasty_;  // SPLORE_PLAN=fast: no timing, the first candidate of each convolution
   struct Live {
     std::unique_ptr<Storage> storage;
     int born, dies;  // steps
