@@ -104,6 +104,10 @@ class Engine:
         ]
         return "\n\n".join(parts)
 
+    def steps(self) -> list[dict]:
+        """The native steps for the batch that ran last: each with `name`, `kernel`, `ms`, `macs`, `gmacs_per_s`."""
+        return [step for segment in self._segments if isinstance(segment, ProgramSegment) for step in segment.steps()]
+
     def as_module(self) -> "nn.Module":
         """The engine as a module of one operator, `torch.ops.splore.engine`, for torch.compile and torch.export."""
         from splore.deploy.engine_module import EngineModule

@@ -47,6 +47,12 @@ class ProgramSegment:
         heading = f"{winner.isa}, {self.threads} threads, batch {self._last.batch}: {self._last.verdict}"
         return plan_table.of_program(winner.program, heading, winner.table())
 
+    def steps(self) -> list[dict]:
+        """The steps of the native program that ran last; none before the first run, and none of the reference."""
+        if self._last is None:
+            return []
+        return (self._dense if self._last.dense_wins else self._native).table()
+
     def _run(self, x: Floats) -> Floats:
         if len(x) == 0:
             return np.zeros((0, *self.program.output), np.float32)
