@@ -1,12 +1,13 @@
 """The native engine from Python: `native/splore.h`, declared once.
 
-The library is looked for at the path in the environment variable SPLORE_LIBRARY, if it is set, and else beside this
-module, where the wheel puts it. SPLORE_ISA (avx512, avx2 or generic) forces an instruction set.
+Environment: SPLORE_LIBRARY is the path of another library than the installed one; SPLORE_ISA (avx512, avx2 or generic)
+forces an instruction set; SPLORE_PLAN=fast makes plans without timing, for tests.
 """
 
 import ctypes
 import json
 import os
+import sys
 import threading
 from functools import cache
 from pathlib import Path
@@ -31,6 +32,7 @@ from splore.deploy.program import (
 )
 
 ABI = 1
+_LIBRARY = "libsplore.dylib" if sys.platform == "darwin" else "libsplore.so"
 
 
 class NativeError(OSError):
@@ -56,19 +58,25 @@ class _Program(ctypes.Structure):
 _FLOAT32, _UINT32 = 0, 1
 
 # The words of an operation, in the header's order.
-_WORDS = (
-    "kind act inputs_begin inputs_count outputs kernel_h kernel_w stride_h stride_w pad_top pad_left pad_bottom pad_right "
-    "dilation_h dilation_w groups count_pad rank bias dense A B values columns rows scale shift"
-).split()
+_WORDS = [
+    "kind", "act", "inputs_begin", "inputs_count", "outputs", "kernel_h", "kernel_w", "stride_h", "stride_w", "pad_top",
+    "pad_left", "pad_bottom", "pad_right", "dilation_h", "dilation_w", "groups", "count_pad", "rank", "bias", "dense",
+    "A", "B", "values", "columns", "rows", "scale", "shift",
+]  # fmt: skip
 _ARRAYS = _WORDS[_WORDS.index("bias") :]
 _CONV, _MAX_POOL, _AVG_POOL, _ADD, _MUL, _ACTIVATE, _AFFINE, _CONCAT, _FLATTEN = range(9)
 _ACTS = (Act.NONE, Act.RELU, Act.RELU6, Act.SILU, Act.SIGMOID, Act.HARDSWISH, Act.HARDSIGMOID, Act.GELU)
 
 
 def library_path() -> Path:
-    """Where the native library is looked for."""
+    """Where the native library is: what SPLORE_LIBRARY names, or the first one found beside this module or, for an
+    editable install, which keeps what it builds apart from the sources, in this package's place on sys.path."""
     name = os.environ.get("SPLORE_LIBRARY")
-    return Path(name) if name else Path(__file__).parent / "_native" / "libsplore.so"
+    if name:
+        return Path(name)
+    beside = Path(__file__).parent / "_native" / _LIBRARY
+    installed = (Path(entry) / "splore" / "deploy" / "_native" / _LIBRARY for entry in sys.path)
+    return next((path for path in (beside, *installed) if path.is_file()), beside)
 
 
 @cache
@@ -132,7 +140,7 @@ class NativeProgram:
         self._call("splore_force", self._engine, kernel.encode())
 
     def run(self, x: Floats) -> Floats:
-        """The output (N, C', H', W') for the images x (N, C, H, W); N may be 0. A batch that was not planned is planned."""
+        """The output (N, C', H', W') for the images x (N, C, H, W); N may be 0. A batch without a plan gets one."""
         if x.ndim != 4 or x.shape[1:] != tuple(self.program.input):
             expected = ", ".join(map(str, self.program.input))
             raise ValueError(f"expected images of shape (N, {expected}), found {x.shape}")
@@ -242,7 +250,7 @@ def _words(op: Op) -> dict[str, int | Floats | Indices]:
 
 
 def _window(kernel: tuple[int, int], stride: tuple[int, int], pad: tuple[int, int, int, int]) -> dict[str, int]:
-    names = "kernel_h kernel_w stride_h stride_w pad_top pad_left pad_bottom pad_right".split()
+    names = ["kernel_h", "kernel_w", "stride_h", "stride_w", "pad_top", "pad_left", "pad_bottom", "pad_right"]
     return dict(zip(names, (*kernel, *stride, *pad), strict=True))
 
 
