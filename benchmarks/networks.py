@@ -23,6 +23,7 @@ class Structure:
 
     kept: float
     rank: float
+    of_sparse: bool = False  # `kept` is the density of the sparse part instead
 
     def __post_init__(self) -> None:
         if not 0 < self.kept <= 1:
@@ -51,6 +52,8 @@ def network(name: str, structure: Structure, seed: int = 0) -> tuple[nn.Module, 
     rest = dense_size - sum(module.weight.numel() for module in layers.values())
     low_rank = sum(ranks[path] * sum(module.weight.flatten(1).shape) for path, module in layers.items())
     density = (wanted - rest - low_rank) / sum(module.weight.numel() for module in layers.values())
+    if structure.of_sparse:
+        density = structure.kept
     if density < 0:
         raise ValueError(
             f"the low-rank part alone keeps more than {structure.kept:.3g} of the parameters: lower the rank"

@@ -60,7 +60,8 @@ def capture(model: nn.Module, example_input: Tensor) -> Captured:
         else _program(piece, lowered, graph)
         for piece in pieces
     )
-    return Captured(segments, *(tuple(node.meta["val"].shape[1:]) for node in (source, result)), dense)
+    input, output = (tuple(node.meta["val"].shape[1:]) for node in (source, result))
+    return Captured(segments, input, output, dense)
 
 
 def densified(model: nn.Module) -> tuple[nn.Module, dict[str, LowRankSparse]]:
@@ -71,7 +72,7 @@ def densified(model: nn.Module) -> tuple[nn.Module, dict[str, LowRankSparse]]:
     modules = model.named_modules(remove_duplicate=False)
     layers = {path: module for path, module in modules if isinstance(module, LowRankSparse)}
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-    stand_ins = {id(layer): layer.to_dense().requires_grad_(False) for layer in set(layers.values())}
+    stand_ins = {id(layer): layer.to_dense().requires_grad_(False) for layer in set(layers.values())}  # type: ignore[operator]
     return copy.deepcopy(model, shared | stand_ins), layers
 
 
@@ -105,7 +106,7 @@ def _ends(exported: torch.export.ExportedProgram) -> tuple[fx.Node, fx.Node]:
         raise ValueError(f"expected one tensor in and one out, found {len(signature.user_inputs)} and {len(results)}")
     if signature.buffers_to_mutate:
         raise ValueError(f"the model changes its buffers: {', '.join(signature.buffers_to_mutate.values())}")
-    source = next(node for node in exported.graph.nodes if node.name == signature.user_inputs[0])
+    source: fx.Node = next(node for node in exported.graph.nodes if node.name == signature.user_inputs[0])
     result = results[0].meta["val"]
     if not isinstance(result, Tensor) or result.dim() == 0 or str(result.shape[0]) != str(source.meta["val"].shape[0]):
         raise ValueError("expected a result whose first dimension is the batch")
@@ -167,11 +168,14 @@ def _pieces(
     pieces, start, value, alive = [], 0, source, {source}
     for index, node in enumerate(nodes):
         alive = {other for other in alive | {node} if last_use.get(other, -1) > index}
-        if len(alive) == 1 and (index == len(nodes) - 1 or _is_boundary(*alive, model)):
+        if len(alive) > 1:
+            continue
+        (only,) = alive
+        if index == len(nodes) - 1 or _is_boundary(only, model):
             piece = nodes[start : index + 1]
             why = {f"{other.target} ({module_name(other)})": reasons[other] for other in piece if other in reasons}
-            pieces.append(Piece(piece, value, *alive, why))
-            start, value = index + 1, *alive
+            pieces.append(Piece(piece, value, only, why))
+            start, value = index + 1, only
     return pieces
 
 

@@ -11,7 +11,7 @@ This module imports no torch; only `compile` and `Engine.as_module` do.
 import os
 import sys
 import threading
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from splore.deploy.torch_segment import TorchSegment
 
-Images = TypeVar("Images")  # a NumPy array or a torch tensor
+Images = TypeVar("Images", bound=Any)  # a NumPy array or a torch tensor
 
 
 def compile(model: "nn.Module", example_input: "Tensor", threads: int | None = None) -> "Engine":
@@ -83,7 +83,7 @@ class Engine:
 
     def __call__(self, x: Images) -> Images:
         """The result (N, ...) for a batch (N, ...) of float32, without gradients. ValueError for any other input."""
-        torch = sys.modules.get("torch")
+        torch: Any = sys.modules.get("torch")
         is_tensor = torch is not None and isinstance(x, torch.Tensor)
         if not is_tensor and not isinstance(x, np.ndarray):
             raise ValueError(f"expected a NumPy array or a torch tensor, found {type(x).__name__}")
@@ -94,7 +94,8 @@ class Engine:
         if is_tensor and x.device.type != "cpu":
             raise ValueError(f"expected a tensor on the CPU, found one on {x.device}")
         with self._lock:
-            return torch.from_numpy(self._run(x.detach().numpy())) if is_tensor else self._run(x)
+            y: Any = torch.from_numpy(self._run(x.detach().numpy())) if is_tensor else self._run(x)
+            return y
 
     def summary(self) -> str:
         """What runs where, and how fast: the plan for the batch that ran last, as a table."""

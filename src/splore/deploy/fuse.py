@@ -8,10 +8,11 @@ value of the later, so that nobody else has to change.
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from splore.deploy.program import Act, Activate, Add, Affine, Conv, Floats, Mul, Op, Pair, Program, Shape, Weight
+from splore.deploy.program import Act, Activate, Add, Affine, Conv, Floats, Mul, Pair, Program, Shape, Weight
 from splore.deploy.weights import Spatial, scale_rows
 
 
@@ -36,7 +37,7 @@ class Select:
     stride: Pair = (1, 1)
 
 
-Draft = dict[int, Op | Pad | Select]
+Draft = dict[int, Any]  # Op, Pad or Select
 
 
 def program(draft: Draft, output: int, shape: Shape, flat_input: bool, flat_output: bool) -> Program:
@@ -61,7 +62,7 @@ def needed(draft: Draft, output: int) -> Draft:
 
 def join_selects(draft: Draft, output: int) -> Draft:
     """Joins a selection to the one before it."""
-    count, joined = _uses(draft, output), {}
+    count, joined = _uses(draft, output), Draft()
     for value, op in draft.items():
         before = joined.get(op.inputs[0])
         if isinstance(op, Select) and isinstance(before, Select) and count[op.inputs[0]] == 1:
@@ -88,7 +89,7 @@ def join_pads(draft: Draft, output: int) -> Draft:
 
 def join_results(draft: Draft, output: int) -> Draft:
     """Joins batch normalisation, residual addition and activation to the operation that makes their input."""
-    count, joined = _uses(draft, output), {}
+    count, joined = _uses(draft, output), Draft()
     for value, op in draft.items():
         # What made each input, where nothing else reads it and its activation is still to come.
         makers = {
@@ -128,7 +129,7 @@ def join_pre_activations(draft: Draft, output: int) -> Draft:
 
 def expand(draft: Draft) -> Draft:
     """Writes selections, pads and spatial weights as convolutions."""
-    fresh, expanded = max(draft, default=0) + 1, {}
+    fresh, expanded = max(draft, default=0) + 1, Draft()
     for value, op in draft.items():
         if isinstance(op, Conv) and isinstance(op.weight, Spatial):
             expanded |= _separate(op, value, fresh)
@@ -153,6 +154,7 @@ def _readers(draft: Draft, value: int, output: int) -> dict[int, Conv] | None:
 def _separate(op: Conv, value: int, fresh: int) -> Draft:
     """A spatial convolution as kh x 1, then 1 x kw, then the sparse part, each adding to what came before."""
     (kh, kw), weight, n = op.kernel, op.weight, op.bias.size
+    assert weight.A is not None and weight.B is not None
     rank = weight.B.shape[0]
     top, left, bottom, right = op.pad
     tall = Conv(

@@ -1,16 +1,17 @@
 """The plan of an engine as a text: one line for each operation."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from splore.deploy.program import Conv, Op, Pool, Program, Shape
 
 
-def of_program(program: Program, heading: str, steps: Iterable[Mapping[str, object]]) -> str:
+def of_program(program: Program, heading: str, steps: Iterable[Mapping[str, Any]]) -> str:
     """Each operation with its output, its weight, the kernel that was chosen, ms a batch, and multiply-adds a second.
 
     `steps` is the table of the native program; an operation may take several steps, or share one with another.
     """
-    by_op: dict[object, list[Mapping[str, object]]] = {}
+    by_op: dict[object, list[Mapping[str, Any]]] = {}
     for step in steps:
         by_op.setdefault(step["op"], []).append(step)
     rows = [("operation", "name", "output", "weight", "kernel", "ms", "GMAC/s")]
@@ -36,7 +37,7 @@ def of_program(program: Program, heading: str, steps: Iterable[Mapping[str, obje
     return "\n".join([heading, *_aligned(rows), last + (f", {total:.4g} ms in all" if by_op else "")])
 
 
-def _speed(steps: Sequence[Mapping[str, object]]) -> tuple[str, str]:
+def _speed(steps: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     """ms and 10^9 multiply-adds a second of an operation's steps."""
     ms, macs = (sum(float(step[key]) for step in steps) for key in ("ms", "macs"))
     return (_number(ms) if steps else ""), (_number(macs / ms / 1e6) if macs and ms else "")

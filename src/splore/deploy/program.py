@@ -69,30 +69,14 @@ class Weight:
             raise ValueError(f"a grouped convolution takes a dense weight only, found groups={groups}")
         if self.dense is not None:
             _expect_array("dense", self.dense, np.float32, (n, k))
-        if self.A is not None:
+        if self.A is not None and self.B is not None:
             rank = self.A.shape[1] if self.A.ndim == 2 else -1
             if not 1 <= rank <= min(n, k):
                 raise ValueError(f"A must be ({n}, r) with r from 1 to {min(n, k)}, found {self.A.shape}")
             _expect_array("A", self.A, np.float32, (n, rank))
             _expect_array("B", self.B, np.float32, (rank, k))
-        if self.values is not None:
-            self._check_sparse(n, k)
-
-    def _check_sparse(self, n: int, k: int) -> None:
-        _expect_array("values", self.values, np.float32, (self.values.size,))
-        _expect_array("columns", self.columns, np.uint32, (self.values.size,))
-        _expect_array("rows", self.rows, np.uint32, (n + 1,))
-        if self.rows[0] != 0 or self.rows[-1] != self.values.size or np.any(self.rows[1:] < self.rows[:-1]):
-            raise ValueError(f"rows must rise from 0 to the {self.values.size} entries of the sparse part")
-        if self.values.size == 0:
-            return
-        if self.columns.max() >= k:
-            raise ValueError(f"columns must lie below {k}, found {self.columns.max()}")
-        falling = self.columns[1:] <= self.columns[:-1]
-        starts = self.rows[1:-1]  # between two rows the columns may fall
-        falling[starts[(starts > 0) & (starts < self.values.size)].astype(np.int64) - 1] = False
-        if falling.any():
-            raise ValueError("columns must be strictly increasing within each row")
+        if self.values is not None and self.columns is not None and self.rows is not None:
+            _check_sparse(self.values, self.columns, self.rows, n, k)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +135,7 @@ class Pool:
     """
 
     name: str
-    inputs: tuple[int]
+    inputs: tuple[int, ...]
     mode: str  # max, avg
     kernel: Pair
     stride: Pair
@@ -173,7 +157,7 @@ class Add:
     """act(a + b) of two values of one shape."""
 
     name: str
-    inputs: tuple[int, int]
+    inputs: tuple[int, ...]
     act: Act = Act.NONE
 
     def shape(self, *inputs: Shape) -> Shape:
@@ -188,7 +172,7 @@ class Mul:
     """act(a * b); b has the shape of a, or is (C, 1, 1) and counts for every pixel."""
 
     name: str
-    inputs: tuple[int, int]
+    inputs: tuple[int, ...]
     act: Act = Act.NONE
 
     def shape(self, *inputs: Shape) -> Shape:
@@ -204,7 +188,7 @@ class Activate:
     """act(x)."""
 
     name: str
-    inputs: tuple[int]
+    inputs: tuple[int, ...]
     act: Act
 
     def shape(self, *inputs: Shape) -> Shape:
@@ -217,7 +201,7 @@ class Affine:
     """act(scale x + shift) per channel: a batch normalisation that found no convolution to join."""
 
     name: str
-    inputs: tuple[int]
+    inputs: tuple[int, ...]
     factors: Scale
     act: Act = Act.NONE
 
@@ -246,7 +230,7 @@ class Flatten:
     """(C, H, W) -> (C H W, 1, 1), the last dimension fastest."""
 
     name: str
-    inputs: tuple[int]
+    inputs: tuple[int, ...]
 
     def shape(self, *inputs: Shape) -> Shape:
         _expect_inputs(inputs, 1)
@@ -337,6 +321,23 @@ def _window(shape: Shape, kernel: Pair, stride: Pair, pad: tuple[int, int, int, 
     if padded[0] < reach[0] or padded[1] < reach[1]:
         raise ValueError(f"the window reaches over {tuple(reach)}, more than the padded input {padded}")
     return (padded[0] - reach[0]) // stride[0] + 1, (padded[1] - reach[1]) // stride[1] + 1
+
+
+def _check_sparse(values: Floats, columns: Indices, rows: Indices, n: int, k: int) -> None:
+    _expect_array("values", values, np.float32, (values.size,))
+    _expect_array("columns", columns, np.uint32, (values.size,))
+    _expect_array("rows", rows, np.uint32, (n + 1,))
+    if rows[0] != 0 or rows[-1] != values.size or np.any(rows[1:] < rows[:-1]):
+        raise ValueError(f"rows must rise from 0 to the {values.size} entries of the sparse part")
+    if values.size == 0:
+        return
+    if columns.max() >= k:
+        raise ValueError(f"columns must lie below {k}, found {columns.max()}")
+    falling = columns[1:] <= columns[:-1]
+    starts = rows[1:-1]  # between two rows the columns may fall
+    falling[starts[(starts > 0) & (starts < values.size)].astype(np.int64) - 1] = False
+    if falling.any():
+        raise ValueError("columns must be strictly increasing within each row")
 
 
 def _expect_shape(shape: Shape) -> Shape:

@@ -114,7 +114,7 @@ def checksum(structure: str, tensors: Mapping[str, NDArray]) -> str:
     for name in sorted(tensors):
         array = tensors[name]
         digest.update(f"\n{name} {array.dtype} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
@@ -134,14 +134,14 @@ def _program(metadata: Mapping[str, str], tensors: dict[str, NDArray]) -> Progra
     if metadata.get(CHECKSUM) != checksum(text, tensors):
         raise ValueError("the checksum does not match: the file was altered or damaged")
     _expect_keys(structure, {"version", "input", "flat_input", "flat_output", "ops"})
-    shape = _ints(structure["input"], 3)
+    c, height, width = _ints(structure["input"], 3)
     flags = {key: _bool(structure[key]) for key in ("flat_input", "flat_output")}
     if not isinstance(structure["ops"], list):
         raise ValueError(f"ops must be a list, found {type(structure['ops']).__name__}")
     ops = tuple(_operation(index, op, tensors) for index, op in enumerate(structure["ops"]))
     if tensors:
         raise ValueError(f"tensors that no operation uses: {', '.join(map(repr, sorted(tensors)[:5]))}")
-    return Program(shape, ops, **flags)
+    return Program((c, height, width), ops, **flags)
 
 
 def _operation(index: int, text: object, tensors: dict[str, NDArray]) -> Op:

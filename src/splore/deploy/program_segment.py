@@ -4,6 +4,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ class ProgramSegment:
     def __init__(self, program: Program, threads: int) -> None:
         self.program, self.threads = program, threads
         self._native, self._failure = _native(program)
-        self._dense = None  # the native program with folded weights, where it wins for some kind of batch
+        self._dense: Any = None  # the native program with folded weights, where it wins for some kind of batch
         self._choices: dict[int, Choice] = {}
         self._last: Choice | None = None
         if self._native is None:
@@ -87,7 +88,9 @@ class Choice:
 
     @property
     def dense_wins(self) -> bool:
-        return self.dense_ms is not None and self.dense_ms < 0.98 * self.compressed_ms
+        if self.dense_ms is None or self.compressed_ms is None:
+            return False
+        return self.dense_ms < 0.98 * self.compressed_ms
 
     @property
     def verdict(self) -> str:
@@ -133,12 +136,12 @@ def fastest_ms(*runs: Callable[[], object]) -> tuple[float, ...]:
     return tuple(best)
 
 
-def _native(program: Program):  # noqa: ANN202 - (NativeProgram, None) or (None, the reason)
+def _native(program: Program) -> tuple[Any, str]:  # the NativeProgram, or None and the reason
     try:
         from splore.deploy.native import NativeError, NativeProgram
     except (ImportError, OSError) as error:
         return None, str(error)
     try:
-        return NativeProgram(program), None
+        return NativeProgram(program), ""
     except NativeError as error:
         return None, str(error)

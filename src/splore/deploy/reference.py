@@ -70,9 +70,9 @@ def compose(weight: Weight, k: int) -> Floats:
     parts = []
     if weight.dense is not None:
         parts.append(weight.dense)
-    if weight.A is not None:
+    if weight.A is not None and weight.B is not None:
         parts.append(weight.A @ weight.B)
-    if weight.values is not None:
+    if weight.values is not None and weight.columns is not None and weight.rows is not None:
         n = len(weight.rows) - 1
         sparse = np.zeros((n, k), np.float32)
         sparse[np.repeat(np.arange(n), np.diff(weight.rows)), weight.columns] = weight.values
@@ -122,10 +122,10 @@ def activate(x: Floats, act: Act) -> Floats:
     if act is Act.SIGMOID or act is Act.SILU:
         with np.errstate(over="ignore"):
             sigmoid = 1 / (1 + np.exp(-x))
-        return x * sigmoid if act is Act.SILU else sigmoid
+        return np.asarray(x * sigmoid if act is Act.SILU else sigmoid, np.float32)
     if act is Act.HARDSIGMOID or act is Act.HARDSWISH:
         hard = np.clip(x + 3, 0, 6) / 6
-        return x * hard if act is Act.HARDSWISH else hard
+        return np.asarray(x * hard if act is Act.HARDSWISH else hard, np.float32)
     if act is Act.GELU:
         return (x * (1 + _erf(x / np.sqrt(np.float32(2)))) / 2) if x.size else x
     raise TypeError(f"no such activation: {act}")

@@ -20,7 +20,7 @@ class Spatial(Weight):
 
 
 def from_layer(layer: LowRankSparse) -> Weight:
-    """The weight of a decomposed layer, part by part; folded to dense where that takes fewer multiply-adds."""
+    """The weight of a decomposed layer, part by part; folded to dense where its parts take as much room as that."""
     spatial = layer.scheme is Scheme.SPATIAL and len(layer.weight_shape) == 4
     n = layer.weight_shape[0]
     dense = _numpy(layer.weight).reshape(n, -1)
@@ -28,21 +28,21 @@ def from_layer(layer: LowRankSparse) -> Weight:
     stored = layer.A.numel() + layer.B.numel() + (0 if S is None else np.count_nonzero(S) / DENSE_FROM)
     if stored >= dense.size:
         return from_dense(dense)
-    parts = dict(zip(("values", "columns", "rows"), (None,) * 3 if S is None else csr(S), strict=True))
+    sparse = Weight() if S is None else Weight(None, None, None, *csr(S))
     if layer.rank == 0:
-        return Weight(**parts)
+        return sparse
     if S is not None and not S.any():
-        parts = {}
-    A, B = _numpy(layer.A), _numpy(layer.B)
+        sparse = Weight()
     # A spatial matrix of a 1 x 1 kernel is the channel matrix.
-    return (Spatial if spatial and layer.weight_shape[2:] != (1, 1) else Weight)(A=A, B=B, **parts)
+    kind = Spatial if spatial and layer.weight_shape[2:] != (1, 1) else Weight
+    return kind(None, _numpy(layer.A), _numpy(layer.B), sparse.values, sparse.columns, sparse.rows)
 
 
 def from_dense(matrix: Floats, groups: int = 1) -> Weight:
     """The weight of a dense matrix (n, k): sparse where most of it is zero, as in a pruned network."""
     matrix = np.ascontiguousarray(matrix, np.float32)
     if groups == 1 and np.count_nonzero(matrix) < DENSE_FROM * matrix.size:
-        return Weight(**dict(zip(("values", "columns", "rows"), csr(matrix), strict=True)))
+        return Weight(None, None, None, *csr(matrix))
     return Weight(dense=matrix)
 
 
@@ -61,7 +61,7 @@ def scale_rows(weight: Weight, scale: Floats) -> Weight:
         return None if part is None else part * np.repeat(scale, len(part) // len(scale))[:, None].astype(np.float32)
 
     values = weight.values
-    if values is not None:
+    if values is not None and weight.rows is not None:
         values = values * np.repeat(scale, np.diff(weight.rows)).astype(np.float32)
     return replace(weight, dense=rows(weight.dense), A=rows(weight.A), values=values)
 

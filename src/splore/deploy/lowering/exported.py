@@ -1,6 +1,7 @@
 """What the lowerings share: the exported model they look at, and what they give."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, fx
 from splore.deploy.fuse import Pad, Select
 from splore.deploy.program import Floats, Op, Shape
 from splore.design.layers import LowRankSparse
+
+Argument = Any  # of an operator: a node, a number, a list of either
 
 
 class Unsupported(Exception):
@@ -44,7 +47,8 @@ class Exported:
             raise Unsupported(f"its shape is {tuple(found.shape)}: only the first dimension may be the batch")
         if found.dim() > 4 or (found.dim() == 3 and sizes[1] != 1):
             raise Unsupported(f"its shape is {tuple(found.shape)}")
-        return (*sizes, 1, 1)[:3]
+        c, height, width = (*sizes, 1, 1)[:3]
+        return c, height, width
 
     def is_constant(self, argument: object) -> bool:
         """Whether an argument is a number, or a tensor that does not depend on the input."""
@@ -66,7 +70,7 @@ class Exported:
         return np.ascontiguousarray(self.constants[node].numpy(), np.float32)
 
 
-def arguments(node: fx.Node) -> list[object]:
+def arguments(node: fx.Node) -> list[Argument]:
     """The arguments of a node in the order of the operator's schema, its defaults filled in."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return list(node.args)
@@ -88,7 +92,8 @@ def dims(node: fx.Node) -> int:
 
 def pair(numbers: list[int] | int) -> tuple[int, int]:
     """(rows, columns) of an argument that may hold one number for both."""
-    numbers = (numbers,) if isinstance(numbers, int) else tuple(numbers)
-    if not all(isinstance(number, int) for number in numbers):
+    first, *rest = (numbers,) if isinstance(numbers, int) else numbers
+    second = rest[0] if rest else first
+    if not isinstance(first, int) or not isinstance(second, int):
         raise Unsupported("a size that depends on the batch")
-    return numbers * 2 if len(numbers) == 1 else numbers
+    return first, second

@@ -26,18 +26,20 @@ def _convolution(
     groups: int,
 ) -> Lowered:
     name, matrix, shape = _weight(weight, model, groups)
-    kernel, dilation = shape[2:], pair(dilation)
+    kernel, dilations = pair(list(shape[2:])), pair(dilation)
     if padding == "valid":
         pad = (0, 0, 0, 0)
     elif padding == "same":  # the odd one goes to the bottom and to the right
-        rows, columns = (d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
+        rows, columns = (d * (k - 1) for d, k in zip(dilations, kernel, strict=True))
         pad = (rows // 2, columns // 2, rows - rows // 2, columns - columns // 2)
+    elif isinstance(padding, str):
+        raise Unsupported(f"padding {padding}")
     else:
         pad = pair(padding) * 2
     if dims(x) != 4:
         raise Unsupported(f"a convolution of {dims(x)} dimensions")
-    bias = _bias(bias, model, shape[0])
-    return Lowered((x,), (Conv(name, (), matrix, bias, kernel, pair(stride), pad, dilation, groups),))
+    shift = _bias(bias, model, shape[0])
+    return Lowered((x,), (Conv(name, (), matrix, shift, kernel, pair(stride), pad, dilations, groups),))
 
 
 def _linear(node: fx.Node, model: Exported, x: fx.Node, weight: fx.Node, bias: fx.Node | None) -> Lowered:
@@ -121,20 +123,20 @@ def _pool(
     ceil_mode: bool,
     count_include_pad: bool,
 ) -> Lowered:
-    kernel, padding = pair(kernel), pair(padding)
-    stride = pair(stride) if stride else kernel
+    sides, pads = pair(kernel), pair(padding)
+    strides = pair(stride) if stride else sides
     extra = [0, 0]  # how far the last window of ceil_mode reaches beyond the padding
     for axis, size in enumerate(model.shape(x)[1:]):
-        k, s, p = kernel[axis], stride[axis], padding[axis]
+        k, s, p = sides[axis], strides[axis], pads[axis]
         if ceil_mode:
             start = -(-(size + 2 * p - k) // s) * s
             start -= s if start >= size + p else 0  # a window has to start within the image or before it
             extra[axis] = max(0, start + k - size - 2 * p)
-    if count_include_pad and any(padding) and any(extra):
+    if count_include_pad and any(pads) and any(extra):
         raise Unsupported("a mean that counts padding, with ceil_mode")
-    pad = (*padding, padding[0] + extra[0], padding[1] + extra[1])
-    counted = bool(count_include_pad and any(padding))
-    return Lowered((x,), (Pool(module_name(node), (), mode, kernel, stride, pad, counted),))
+    pad = (*pads, pads[0] + extra[0], pads[1] + extra[1])
+    counted = bool(count_include_pad and any(pads))
+    return Lowered((x,), (Pool(module_name(node), (), mode, sides, strides, pad, counted),))
 
 
 def _adaptive_avg_pool(node: fx.Node, model: Exported, x: fx.Node, size: Sizes) -> Lowered:

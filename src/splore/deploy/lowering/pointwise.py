@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from torch import fx
 
-from splore.deploy.lowering.exported import Exported, Lowered, Unsupported, dims, module_name
-from splore.deploy.program import Act, Activate, Add, Affine, Floats, Mul, Scale
+from splore.deploy.lowering.exported import Argument, Exported, Lowered, Unsupported, dims, module_name
+from splore.deploy.program import Act, Activate, Add, Affine, Mul, Scale
 
 aten = torch.ops.aten
 
 
-def _add(node: fx.Node, model: Exported, a: object, b: object, alpha: float = 1) -> Lowered:
+def _add(node: fx.Node, model: Exported, a: Argument, b: Argument, alpha: float = 1) -> Lowered:
     if alpha != 1:
         raise Unsupported(f"a sum with alpha={alpha}")
     if model.is_constant(a):
@@ -24,7 +24,7 @@ def _add(node: fx.Node, model: Exported, a: object, b: object, alpha: float = 1)
     return Lowered((a, b), (Add(module_name(node), ()),))
 
 
-def _sub(node: fx.Node, model: Exported, a: object, b: object, alpha: float = 1) -> Lowered:
+def _sub(node: fx.Node, model: Exported, a: Argument, b: Argument, alpha: float = 1) -> Lowered:
     if alpha != 1 or not (model.is_constant(a) or model.is_constant(b)):
         raise Unsupported("a difference of two images")
     if model.is_constant(b):
@@ -32,11 +32,11 @@ def _sub(node: fx.Node, model: Exported, a: object, b: object, alpha: float = 1)
     return _affine(node, b, -np.ones(model.shape(b)[0]), model.channels(a, b))
 
 
-def _reversed_sub(node: fx.Node, model: Exported, a: object, b: object, alpha: float = 1) -> Lowered:
+def _reversed_sub(node: fx.Node, model: Exported, a: Argument, b: Argument, alpha: float = 1) -> Lowered:
     return _sub(node, model, b, a, alpha)
 
 
-def _mul(node: fx.Node, model: Exported, a: object, b: object) -> Lowered:
+def _mul(node: fx.Node, model: Exported, a: Argument, b: Argument) -> Lowered:
     if model.is_constant(a):
         a, b = b, a
     if model.is_constant(b):
@@ -49,22 +49,21 @@ def _mul(node: fx.Node, model: Exported, a: object, b: object) -> Lowered:
     return Lowered((a, b), (Mul(module_name(node), ()),))
 
 
-def _div(node: fx.Node, model: Exported, a: object, b: object) -> Lowered:
+def _div(node: fx.Node, model: Exported, a: Argument, b: Argument) -> Lowered:
     if model.is_constant(a) or not model.is_constant(b):
         raise Unsupported("it divides by an image")
     return _affine(node, a, 1 / model.channels(b, a), np.zeros(model.shape(a)[0]))
 
 
-def _affine(node: fx.Node, x: fx.Node, scale: Floats, shift: Floats) -> Lowered:
+def _affine(node: fx.Node, x: fx.Node, scale: np.ndarray, shift: np.ndarray) -> Lowered:
     factors = Scale(scale.astype(np.float32), shift.astype(np.float32))
     return Lowered((x,), (Affine(module_name(node), (), factors),))
 
 
 def _limit(node: fx.Node, model: Exported, x: fx.Node, low: float | None = None, high: float | None = None) -> Lowered:
-    act = {(0, None): Act.RELU, (0, 6): Act.RELU6}.get((low, high))
-    if act is None:
+    if low != 0 or high not in (None, 6):
         raise Unsupported(f"it limits to {low} and {high}")
-    return Lowered((x,), (Activate(module_name(node), (), act),))
+    return Lowered((x,), (Activate(module_name(node), (), Act.RELU if high is None else Act.RELU6),))
 
 
 def _act(act: Act, *expected: object) -> Callable[..., Lowered]:

@@ -51,7 +51,7 @@ def _pad(
         raise Unsupported(f"padding by {list(pad)} in mode {mode} with {value or 0}")
     left, right, top, bottom, before, after = (*pad, 0, 0, 0, 0)[:6]
     c = model.shape(x)[0]
-    ops = []
+    ops: list[Select | Pad] = []
     if before or after:
         ops.append(Select(module_name(node), (), c, (-1,) * before + tuple(range(c)) + (-1,) * after))
     if left or right or top or bottom:
