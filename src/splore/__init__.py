@@ -19,7 +19,7 @@ _HOMES = {
     "design.cost": ("cost",),
     "train.regularise": ("FrobeniusDecay", "L1", "Scaling", "parameter_groups"),
     "train.masks": ("hold_masks",),
-    "postprocess.prune": ("cubic", "cut_ranks", "lamp", "magnitude", "prune", "relative"),
+    "postprocess.prune": ("cubic", "cut_ranks", "energy_share", "lamp", "magnitude", "prune", "relative"),
     "postprocess.recalibrate": ("recalibrate",),
     "deploy.engine": ("Engine", "compile"),
     "deploy.file": ("ModelFileError", "load", "save"),
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from splore.design.matrix import Scheme
     from splore.design.ranks import Budget, Energy
     from splore.measure.evaluate import evaluate
-    from splore.postprocess.prune import cubic, cut_ranks, lamp, magnitude, prune, relative
+    from splore.postprocess.prune import cubic, cut_ranks, energy_share, lamp, magnitude, prune, relative
     from splore.postprocess.recalibrate import recalibrate
     from splore.train.masks import hold_masks
     from splore.train.regularise import L1, FrobeniusDecay, Scaling, parameter_groups

@@ -1,5 +1,6 @@
 """One recipe = one run: the typed configuration that a YAML file and the command line fill in."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -83,7 +84,8 @@ class CutRecipe:
     Attributes:
         params: share of the dense net's parameters to hold after the cut, met exactly over the whole net.
         energy: instead, per layer as in the paper: share of S's energy to hold; set params to null.
-        score: what params ranks entries by: lamp, magnitude or relative.
+        score: what params ranks entries by: lamp, magnitude, relative, or energy_share (the paper's rule, with the one
+            energy for all layers that meets the budget).
         rank_energy: share of the energy of L to hold when cutting its singular values first; null leaves ranks alone.
         steps: fine-tuning epochs over which the cut is spread, on a cubic schedule; 1 cuts at once.
         recalibrate_batches: training batches to measure batch-norm statistics on after a cut; 0 leaves them stale.
@@ -91,7 +93,7 @@ class CutRecipe:
 
     params: float | None = 0.05
     energy: float | None = None
-    score: Literal["lamp", "magnitude", "relative"] = "lamp"
+    score: Literal["lamp", "magnitude", "relative", "energy_share"] = "lamp"
     rank_energy: float | None = None
     steps: int = 1
     recalibrate_batches: int = 50
@@ -136,7 +138,7 @@ class HardwareRecipe:
     channels_last: bool = True
     threads: int | None = None
     checkpoint_minutes: float = 10.0
-    trackers: list[str] = field(default_factory=list)
+    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -207,18 +209,28 @@ def check(recipe: Recipe) -> None:
         ("train.frobenius", train.frobenius, 0),
         ("train.weight_decay", train.weight_decay, 0),
         ("train.warmup_epochs", train.warmup_epochs, 0),
+        ("finetune.warmup_epochs", tune.warmup_epochs, 0),
+        ("seed", recipe.seed, 0),
+        ("data.workers", recipe.data.workers or 0, 0),
+        ("hardware.threads", recipe.hardware.threads or 1, 1),
+        ("hardware.checkpoint_minutes", recipe.hardware.checkpoint_minutes, 0),
     ]
     for name, value, least in at_least:
-        if value < least:
+        if not value >= least:
             raise ValueError(f"{name} must be at least {least}, found {value}")
     shares = [("cut.params", cut.params), ("cut.energy", cut.energy), ("cut.rank_energy", cut.rank_energy)]
     for name, share in shares:
         if share is not None and not 0 < share <= 1:
             raise ValueError(f"{name} must be above 0 and at most 1, found {share}")
     for name, rate in (("train.lr", train.lr), ("finetune.lr", tune.lr), ("finetune.temperature", tune.temperature)):
-        if rate <= 0:
+        if not 0 < rate < math.inf:
             raise ValueError(f"{name} must be above 0, found {rate}")
-    for name, part in (("train.momentum", train.momentum), ("finetune.distill", tune.distill)):
+    parts = [
+        ("train.momentum", train.momentum),
+        ("train.label_smoothing", train.label_smoothing),
+        ("finetune.distill", tune.distill),
+    ]
+    for name, part in parts:
         if not 0 <= part <= 1:
             raise ValueError(f"{name} must lie between 0 and 1, found {part}")
     if cut.params is not None and cut.energy is not None:

@@ -23,19 +23,25 @@ class UnreadableImage(ValueError):
 
 def read_image(path: str, channels: int = 3) -> Tensor:
     """The image as (channels, H, W), uint8: RGB, or grey for one channel. Raises UnreadableImage."""
-    from torchvision.io import ImageReadMode, decode_image, read_file
+    image = _read_with_torchvision(path, channels)
+    return _read_with_pillow(path, channels) if image is None else image
 
-    mode = ImageReadMode.RGB if channels == 3 else ImageReadMode.GRAY
+
+def _read_with_torchvision(path: str, channels: int) -> Tensor | None:
+    """The faster way, by a third for JPEG; None for what it cannot read, or where torchvision has no decoders: later
+    releases than 0.29 are to leave them out."""
     try:
+        from torchvision.io import ImageReadMode, decode_image, read_file
+
+        mode = ImageReadMode.RGB if channels == 3 else ImageReadMode.GRAY
         image = decode_image(read_file(path), mode=mode)
-        if image.ndim == 3:
-            return image
-    except RuntimeError:
-        pass  # Pillow reads what torchvision cannot (CMYK, TIFF, ...), more slowly, and says better what is wrong
-    return _read_with_pillow(path, channels)
+    except (ImportError, RuntimeError):
+        return None
+    return image if image.ndim == 3 else None  # a GIF has a time axis
 
 
 def _read_with_pillow(path: str, channels: int) -> Tensor:
+    """The way for everything else (CMYK, TIFF, ...); it also says better what is wrong with a file."""
     from PIL import Image
 
     try:
@@ -77,7 +83,10 @@ def decode_all(listing: Listing, shape: tuple[int, int, int], workers: int) -> T
     )
     for chunk, decoded in zip(chunks, reader, strict=True):
         if isinstance(decoded, ValueError):
-            raise decoded
+            try:
+                raise decoded
+            finally:
+                del decoded  # or its traceback would hold this frame, and with it the workers, in a cycle
         images[chunk.start : chunk.stop] = decoded
     return images
 

@@ -98,7 +98,10 @@ class WorkerBatches:
             if turn != self._turn:
                 raise RuntimeError("another epoch of these batches was begun; only one can be read at a time")
             if isinstance(batch, ValueError):
-                raise batch
+                try:
+                    raise batch
+                finally:
+                    del batch  # or its traceback would hold this frame, and with it the workers, in a cycle
             images, labels = (each.to(self._device, non_blocking=True) for each in batch)
             if self._factors:
                 factor, shift = self._factors

@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,10 +100,8 @@ def _plain(model: nn.Module) -> nn.Module:
 def _serialised(model: nn.Module, source: "Origin | None") -> tuple[bytes, memoryview]:
     """The file in two parts, the first of which ends with the digest."""
     model = _plain(model)
-    origin = getattr(model, "origin", None) if source is None else source
     structure, tensors = to_tensors(model)
-    if origin is not None:
-        structure = replace(structure, origin=asdict(origin))
+    structure = replace(structure, origin=_origin(model) if source is None else asdict(source))
     text = {"format": FORMAT, "version": VERSION, "sha256": _UNSIGNED, "structure": to_json(structure)}
     try:
         data = to_safetensors(tensors, {FORMAT: json.dumps(text, separators=(",", ":"))})
@@ -112,6 +111,15 @@ def _serialised(model: nn.Module, source: "Origin | None") -> tuple[bytes, memor
     assert digest is not None
     signed = data[: digest.start(1)] + hashlib.sha256(data).hexdigest().encode()
     return signed, memoryview(data)[digest.end(1) :]
+
+
+def _origin(model: nn.Module) -> dict | None:
+    """What `splore.zoo.build` noted on the network; not any other attribute of that name."""
+    if not hasattr(model, "origin"):
+        return None
+    from splore.zoo.build import Origin
+
+    return asdict(model.origin) if isinstance(model.origin, Origin) else None
 
 
 def _write(path: Path, *parts: bytes | memoryview) -> None:
@@ -128,7 +136,8 @@ def _write(path: Path, *parts: bytes | memoryview) -> None:
         message = f"the model file could not be written ({error.strerror}); what was there before is whole"
         raise OSError(error.errno, message, str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _read(path: str | os.PathLike) -> tuple[Structure, dict[str, Tensor]]:
@@ -162,10 +171,11 @@ def _checked(path: str | os.PathLike, text: str | None) -> Structure:
     version = content.get("version")
     if type(version) is not int or not 1 <= version <= VERSION:
         raise ModelFileError(
-            f"expected a model file of version {VERSION} or below at {str(path)!r}, found {version!r}: "
+            f"expected a model file of version {VERSION} or below at {str(path)!r}, found {str(version)[:20]}: "
             "it needs a newer splore"
         )
-    if content.get("sha256") != _digest(path):
+    digest = _digest(path)
+    if digest is None or content.get("sha256") != digest:
         raise ModelFileError(
             f"expected the contents that were saved at {str(path)!r}, found others (the SHA-256 differs): "
             "the file was altered or damaged; get it anew"
@@ -174,7 +184,7 @@ def _checked(path: str | os.PathLike, text: str | None) -> Structure:
 
 
 def _digest(path: str | os.PathLike) -> str | None:
-    """The SHA-256 of a file with zeros in the place of the one in its header, which it must be."""
+    """The SHA-256 of a file with zeros in the place of the one that its header states; None where it states none."""
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         file.seek(0)

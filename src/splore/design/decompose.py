@@ -39,6 +39,8 @@ class Design:
         check_rank(self.rank)
         if self.rank == 0 and not self.sparse:
             raise ValueError("a design of rank 0 without a sparse part leaves no weight: give a rank or keep S")
+        if isinstance(self.include, str) or isinstance(self.exclude, str):
+            raise ValueError("include and exclude are tuples of patterns: write ('fc',) in place of 'fc'")
         if not 0 <= self.density <= 1:
             raise ValueError(f"the density of S must lie between 0 and 1, found {self.density}")
 
@@ -50,7 +52,7 @@ class Summary:
     Attributes:
         ranks: the rank of each decomposed layer by name.
         dense: each selected layer that stays dense, with the reason.
-        idle: patterns that meant no module of the model.
+        idle: patterns that meant no convolution or linear layer of the model.
     """
 
     ranks: dict[str, int]
@@ -74,7 +76,7 @@ def decompose(model: nn.Module, design: Design) -> Summary:
     Raises:
         ValueError: nothing is left to decompose, the model itself is the layer, or a budget can't be met.
     """
-    names, idle = select(model, design.include, design.exclude)
+    names, idle = select(model, (nn.Conv2d, nn.Linear), design.include, design.exclude)
     modules = dict(model.named_modules())
     owners = Counter(id(p) for module in modules.values() for p in module._parameters.values() if p is not None)
     dense: dict[str, str] = {}
@@ -119,14 +121,16 @@ def _obstacle(module: nn.Conv2d | nn.Linear, owners: Counter[int]) -> str:
         return f"{type(module).__name__} has a forward of its own"
     if isinstance(module, nn.Conv2d) and module.groups != 1:
         return f"a grouped convolution (groups={module.groups})"
-    if "weight" not in module._parameters or module._parameters["weight"] is None:
-        return "its weight is parametrised or lazy"
+    if module._parameters.get("weight") is None or "bias" not in module._parameters:
+        return "its weight or bias is parametrised"
+    if isinstance(module.weight, nn.UninitializedParameter):
+        return "it is lazy: run the model once first"
     if not module.weight.is_floating_point():
         return f"its weight is {module.weight.dtype}"
     if owners[id(module.weight)] > 1:
         return "its weight is tied to another module's"
-    if module._forward_hooks or module._forward_pre_hooks:
-        return "it carries forward hooks"
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return "it carries hooks"
     return ""
 
 
@@ -139,8 +143,11 @@ def _ranks(model: nn.Module, design: Design, matrices: dict[str, Tensor]) -> dic
 
 
 def _decomposed(layer: nn.Conv2d | nn.Linear, matrix: Tensor, rank: int, design: Design) -> LowRankSparse:
-    kind = LowRankSparseConv2d if isinstance(layer, nn.Conv2d) else LowRankSparseLinear
-    new = kind(layer, rank, design.sparse, design.scheme)
+    new: LowRankSparse
+    if isinstance(layer, nn.Conv2d):
+        new = LowRankSparseConv2d(layer, rank, design.sparse, design.scheme)
+    else:
+        new = LowRankSparseLinear(layer, rank, design.sparse, design.scheme)
     if design.trained:
         new.set_parts(*from_trained(matrix, rank, design.sparse, design.density))
     else:

@@ -10,6 +10,8 @@ The forward pass composes W and runs one convolution or matrix product: the same
 of one small matrix product more than the dense layer.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,8 +29,8 @@ class LowRankSparse(nn.Module):
 
     A: nn.Parameter
     B: nn.Parameter
-    S: nn.Parameter | None
-    mask: Tensor | None
+    S: nn.Parameter  # None, like its mask, in a layer that is low-rank only
+    mask: Tensor
     bias: nn.Parameter | None
 
     def __init__(
@@ -49,7 +51,7 @@ class LowRankSparse(nn.Module):
             raise ValueError(
                 "a layer of rank 0 without a sparse part has no weight: give a rank or keep the sparse part"
             )
-        like = {"dtype": weight.dtype, "device": weight.device}
+        like: dict[str, Any] = {"dtype": weight.dtype, "device": weight.device}
         self.A = nn.Parameter(torch.zeros(m, rank, **like))
         self.B = nn.Parameter(torch.zeros(rank, k, **like))
         if sparse:
@@ -58,7 +60,7 @@ class LowRankSparse(nn.Module):
         else:
             self.register_parameter("S", None)
             self.register_buffer("mask", None)
-        self.register_parameter("bias", dense.bias)
+        self.register_parameter("bias", dense.bias)  # type: ignore[arg-type]
         self.train(dense.training)
 
     @property
@@ -96,7 +98,7 @@ class LowRankSparse(nn.Module):
             self.A = nn.Parameter(A.detach().to(self.A).contiguous().clone())
             self.B = nn.Parameter(B.detach().to(self.B).contiguous().clone())
         if S is not None:
-            if self.S is None or self.mask is None:
+            if self.S is None:
                 raise ValueError("this layer has no sparse part")
             self.S.copy_(S)
             if mask is not None:
@@ -142,10 +144,15 @@ class LowRankSparseConv2d(LowRankSparse):
 
     def to_dense(self) -> nn.Conv2d:
         """An `nn.Conv2d` that computes the same function; its weight is A·B + S, rounded once."""
-        dense = nn.Conv2d(
-            self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation,
-            bias=self.bias is not None, padding_mode=self.padding_mode, device=self.A.device, dtype=self.A.dtype,
-        )  # fmt: skip
+        geometry: dict[str, Any] = {
+            "kernel_size": self.kernel_size,
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "padding_mode": self.padding_mode,
+        }
+        place: dict[str, Any] = {"device": self.A.device, "dtype": self.A.dtype}
+        dense = nn.Conv2d(self.in_channels, self.out_channels, bias=self.bias is not None, **geometry, **place)
         return _filled(dense, self)
 
     def extra_repr(self) -> str:

@@ -76,9 +76,14 @@ def ranks_within(budget: int, matrices: Mapping[str, Tensor], least: int) -> dic
     """
     ranks = {name: least for name in matrices}
     left = budget - least * sum(sum(matrix.shape) for matrix in matrices.values())
+    if budget < 0:
+        raise ValueError(
+            f"the rank budget is met by no ranks: what is not decomposed already holds {-budget:,} parameters more; "
+            "raise the budget or decompose more layers"
+        )
     if left < 0:
         raise ValueError(
-            f"the rank budget leaves {max(budget, 0):,} parameters for A and B, but rank {least} in every layer "
+            f"the rank budget leaves {budget:,} parameters for A and B, but rank {least} in every layer "
             f"takes {budget - left:,}: raise the budget or decompose fewer layers"
         )
     offers = []

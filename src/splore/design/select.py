@@ -21,11 +21,16 @@ def matches(pattern: Pattern, name: str, module: nn.Module) -> bool:
 
 
 def select(
-    model: nn.Module, include: Sequence[Pattern], exclude: Sequence[Pattern] = ()
+    model: nn.Module,
+    kinds: tuple[type[nn.Module], ...],
+    include: Sequence[Pattern],
+    exclude: Sequence[Pattern] = (),
 ) -> tuple[list[str], list[Pattern]]:
     """The names of the modules that a pattern of `include` means and none of `exclude` does, and the idle patterns.
 
-    A pattern that meant no module at all is idle; a caller reports it, for it is most often a typing error.
+    Only modules of `kinds` are looked at; one that the model holds several times is meant by any of its names and
+    returned by the first. A pattern that meant none of them is idle; a caller reports it, for it is most often a
+    typing error, or the name of a container (its layers are `name.*`).
 
     Raises:
         ValueError: a `re:` pattern is no regular expression.
@@ -36,12 +41,16 @@ def select(
                 re.compile(pattern[3:])
             except re.error as error:
                 raise ValueError(f"the pattern {pattern!r} is no regular expression: {error}") from error
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, kinds):
+            names.setdefault(module, []).append(name)
     busy: set[Pattern] = set()
     selected = []
-    for name, module in model.named_modules():
-        hits = [pattern for pattern in include if matches(pattern, name, module)]
-        vetoes = [pattern for pattern in exclude if matches(pattern, name, module)]
+    for module, own in names.items():
+        hits = [pattern for pattern in include if any(matches(pattern, name, module) for name in own)]
+        vetoes = [pattern for pattern in exclude if any(matches(pattern, name, module) for name in own)]
         busy.update(hits, vetoes)
         if hits and not vetoes:
-            selected.append(name)
+            selected.append(own[0])
     return selected, [pattern for pattern in (*include, *exclude) if pattern not in busy]

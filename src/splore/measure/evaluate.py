@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from splore.data import Batches
+from splore.data import Batches, Data
 
 
 @dataclass(frozen=True)
@@ -63,3 +63,20 @@ def evaluate(
         raise ValueError("there is no sample to evaluate on")
     first, fifth, loss, samples = total(sums).tolist()
     return Score(100 * first / samples, 100 * fifth / samples if classes >= 10 else None, loss / samples, int(samples))
+
+
+def check_outputs(model: nn.Module, data: Data) -> None:
+    """Raises ValueError when a model's output is not one number per class of the data."""
+    parameter = next(model.parameters())
+    training = model.training
+    try:
+        with torch.no_grad():
+            shape = tuple(model.eval()(parameter.new_zeros(1, *data.image_shape)).shape)
+    except RuntimeError as error:
+        raise ValueError(f"the model can't take images of shape {tuple(data.image_shape)}: {error}") from error
+    model.train(training)
+    if shape != (1, data.num_classes):
+        raise ValueError(
+            f"{data.name} has {data.num_classes} classes, but the model gives outputs of shape {shape[1:]} per image: "
+            "choose the data or the model so that they agree"
+        )

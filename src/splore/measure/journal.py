@@ -1,6 +1,7 @@
 """metrics.jsonl: one JSON object per line, in the order of the run, with no line lost or doubled by a resume."""
 
 import json
+import os
 from pathlib import Path
 
 
@@ -19,6 +20,12 @@ class Journal:
         """Appends a line; values must be JSON-able."""
         line = (json.dumps(values) + "\n").encode()
         if self._write:
-            with self.path.open("ab") as file:
-                file.write(line)
+            try:
+                with self.path.open("ab") as file:
+                    file.write(line)
+                    file.flush()
+                    os.fsync(file.fileno())  # before any checkpoint that counts on it
+            except OSError as error:
+                message = f"a line could not be written ({error.strerror}); the run can be resumed"
+                raise OSError(error.errno, message, str(self.path)) from error
         self.size += len(line)

@@ -4,7 +4,7 @@ import sys
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 
 class Display:
@@ -26,7 +26,7 @@ class Display:
             console=self.console,
             disable=not self.live,
         )
-        self._task = None
+        self._task: TaskID | None = None
 
     def __enter__(self) -> "Display":
         self._progress.start()
@@ -47,6 +47,8 @@ class Display:
     def update(self, epoch: int, step: int, loss: float, accuracy: float, kept: float, speed: float) -> None:
         """The state within an epoch; accuracy on the training images in %, speed in images per second."""
         figures = f"loss {loss:.3f}  acc {accuracy:.1f} %  kept {100 * kept:.2f} %  {speed:.0f} img/s"
+        if self._task is None:
+            return
         self._progress.update(
             self._task, completed=epoch * self._steps + step, epoch=f"{epoch + 1}/{self._epochs}", figures=figures
         )

@@ -42,7 +42,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a report. Where there is too little room the greatest `leave` goes first; 0 always stays."""
+    """A column of a report, of words or of numbers. Without room the greatest `leave` goes first, and 0 never."""
 
     title: str
     leave: int = 0
@@ -70,11 +70,18 @@ class Report:
         return table
 
     def _of(self, kept: list[int], style: box.Box) -> Table:
-        table = Table(box=style, pad_edge=False, padding=(0, 1), show_edge=style is box.MARKDOWN)
+        plain = style is box.MARKDOWN
+        table = Table(box=style, pad_edge=plain, show_edge=plain)
         for i in kept:
             column = self.columns[i]
             # Names fold where even the last columns leave too little room, numbers never do.
-            table.add_column(column.title, justify="left" if column.words else "right", no_wrap=i > 0, overflow="fold")
+            table.add_column(
+                column.title,
+                justify="left" if column.words else "right",
+                no_wrap=i > 0,
+                overflow="fold",
+                min_width=min(8, max(len(row[i]) for row in self.rows)) if i == 0 and self.rows else None,
+            )
         for row in self.rows:
             table.add_row(*(Text(row[i]) for i in kept))
         if self.total is not None:
@@ -88,14 +95,14 @@ class Report:
         console = Console(width=_UNBOUNDED, color_system=None, force_terminal=False, legacy_windows=False)
         with console.capture() as captured:
             console.print(self.table(style=box.MARKDOWN))
-        return "\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines())
+        return captured.get().strip()
 
 
 def stage_table(stages: Iterable[Stage]) -> Report:
     """The table of a run: one row per stage."""
     columns = (
-        Column("stage", words=True), Column("accuracy"), Column("params", 1), Column("params kept"),
-        Column("MACs kept"), Column("on disk"),
+        Column("stage", words=True), Column("accuracy"), Column("params", 2), Column("params kept"),
+        Column("MACs kept", 1), Column("on disk"),
     )  # fmt: skip
     rows = (
         (
@@ -114,9 +121,9 @@ def stage_table(stages: Iterable[Stage]) -> Report:
 def layer_table(cost: Cost) -> Report:
     """The table of a network: a row per convolution and linear layer, one for all other modules, and the total."""
     columns = (
-        Column("layer", words=True), Column("kind", 6, words=True), Column("shape", 4, words=True),
-        Column("scheme", 5, words=True), Column("rank", 1), Column("density", 2), Column("params"), Column("kept"),
-        Column("MACs", 3), Column("kept"), Column("bytes"),
+        Column("layer", words=True), Column("kind", 8, words=True), Column("shape", 6, words=True),
+        Column("scheme", 7, words=True), Column("rank", 3), Column("density", 4), Column("params", 1),
+        Column("params kept"), Column("MACs", 5), Column("MACs kept", 2), Column("bytes"),
     )  # fmt: skip
     rows = [_layer_row(layer) for layer in cost.layers if layer.shape is not None]
     others = Cost(tuple(layer for layer in cost.layers if layer.shape is None))
@@ -153,14 +160,10 @@ def percent(fraction: float | None) -> str:
 
 
 def _scaled(number: int, units: tuple[str, ...], digits: int) -> str:
-    if number < 1000:
-        return f"{number}{units[0]}"
-    scaled = float(number)
-    for unit in units[1:]:
-        scaled /= 1000
-        if round(scaled, digits) < 1000:
-            break
-    return f"{scaled:.{digits}f}{unit}"
+    scaled, power = float(number), 0
+    while round(scaled, digits) >= 1000 and power < len(units) - 1:
+        scaled, power = scaled / 1000, power + 1
+    return f"{scaled:.{digits if power else 0}f}{units[power]}"
 
 
 def _layer_row(layer: LayerCost) -> tuple[str, ...]:

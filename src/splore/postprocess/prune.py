@@ -34,6 +34,20 @@ def lamp(layer: LowRankSparse) -> Tensor:
     return scores.view_as(layer.S)
 
 
+def energy_share(layer: LowRankSparse) -> Tensor:
+    """The share of S's energy that lies in entries no larger than this one.
+
+    Keeping what exceeds 1 - tau is the paper's rule for the energy tau: so a budget met by this score is the paper's
+    rule, with the one tau for all layers that meets it.
+    """
+    squares = layer.S.detach().double().square().flatten()
+    ordered, order = squares.sort()
+    reached = ordered.cumsum(0)
+    shares = torch.empty_like(squares)
+    shares[order] = reached / reached[-1].clamp_min(torch.finfo(torch.float64).tiny)
+    return shares.view_as(layer.S)
+
+
 def relative(layer: LowRankSparse) -> Tensor:
     """S^2 over the energy of the layer's whole weight A·B + S: an equal marginal error of each layer's weight."""
     weight = layer.matrix.detach().float()
@@ -118,7 +132,7 @@ def _energetic(S: Tensor, energy: float) -> Tensor:
 def _keep_best(layers: dict[str, LowRankSparse], count: int, score: Score) -> None:
     """Keeps the `count` entries of the highest score over all layers; of equal ones, those that come first."""
     alive = [(layer.S != 0) & layer.mask for layer in layers.values()]
-    scores = torch.cat([score(layer).float()[keep] for layer, keep in zip(layers.values(), alive, strict=True)])
+    scores = torch.cat([score(layer).double()[keep] for layer, keep in zip(layers.values(), alive, strict=True)])
     chosen = torch.zeros_like(scores, dtype=torch.bool)
     chosen[scores.argsort(descending=True, stable=True)[:count]] = True
     start = 0

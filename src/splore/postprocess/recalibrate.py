@@ -23,13 +23,14 @@ def recalibrate(model: nn.Module, loader: Iterable, batches: int | None = None) 
         The number of batches seen; 0 when the model has no batch norm.
 
     Raises:
-        ValueError: the loader gave no batch.
+        ValueError: the loader gave no batch. The statistics are then what they were, as after any other error.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not norms:
         return 0
     modes = {module: module.training for module in model.modules()}
     momenta = [norm.momentum for norm in norms]
+    before = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
     model.eval()
     for norm in norms:
         norm.reset_running_stats()
@@ -40,11 +41,15 @@ def recalibrate(model: nn.Module, loader: Iterable, batches: int | None = None) 
         for batch in islice(loader, batches):
             model(batch if isinstance(batch, Tensor) else batch[0])
             seen += 1
+        if not seen:
+            raise ValueError("recalibrate needs at least one batch, and the loader gave none")
+    except BaseException:
+        for buffer, value in before:
+            buffer.copy_(value)
+        raise
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         for module, mode in modes.items():
             module.training = mode
-    if not seen:
-        raise ValueError("recalibrate needs at least one batch, and the loader gave none")
     return seen

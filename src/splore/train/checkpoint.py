@@ -1,8 +1,10 @@
 """Checkpoints that survive a kill: written whole or not at all, the last two kept, never a torn one loaded."""
 
 import hashlib
+import io
 import os
 import random
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,27 +22,40 @@ class Checkpoints:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self._good: int | None = None
 
     def save(self, state: dict) -> None:
         """Writes a checkpoint and lets go of all but the last two. Atomic: a kill leaves the ones before it whole."""
-        self.directory.mkdir(parents=True, exist_ok=True)
+        content = io.BytesIO()  # first, for torch.save to a file on a full disk raises what says nothing of disks
+        torch.save(state, content)
         numbers = self._numbers()
-        path = self._path(numbers[-1] + 1 if numbers else 0)
+        number = numbers[-1] + 1 if numbers else 0
+        path = self._path(number)
         temporary = path.with_suffix(".tmp")
         try:
+            self.directory.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
-                torch.save(state, file)
+                file.write(content.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())
-            digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
-            path.with_suffix(".sha256").write_text(digest)
+            path.with_suffix(".sha256").write_text(hashlib.sha256(content.getbuffer()).hexdigest())
             os.replace(temporary, path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise OSError(f"the checkpoint {path} could not be written ({error}); earlier ones are whole") from error
-        for number in numbers[: len(numbers) + 1 - KEPT]:
-            self._path(number).unlink(missing_ok=True)
-            self._path(number).with_suffix(".sha256").unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+                path.with_suffix(".sha256").unlink(missing_ok=True)
+            message = f"the checkpoint could not be written ({error.strerror}), those before it are whole"
+            raise OSError(error.errno, message, str(path)) from error
+        kept = [*(each for each in numbers if self._good is None or each <= self._good), number][-KEPT:]
+        self._good = number
+        for other in set(numbers) - set(kept):
+            self._path(other).unlink(missing_ok=True)
+            self._path(other).with_suffix(".sha256").unlink(missing_ok=True)
+
+    def newest(self) -> Path | None:
+        """The last checkpoint that was written, whole as long as nothing has altered it since."""
+        numbers = self._numbers()
+        return self._path(numbers[-1]) if numbers else None
 
     def load(self) -> dict | None:
         """The newest checkpoint that is whole, on the CPU, or None."""
@@ -49,8 +64,9 @@ class Checkpoints:
             try:
                 digest = path.with_suffix(".sha256").read_text()
                 if hashlib.sha256(path.read_bytes()).hexdigest() == digest:
+                    self._good = number  # later ones are torn: the next save lets go of them
                     return torch.load(path, map_location="cpu", weights_only=True)
-            except OSError:
+            except (OSError, UnicodeDecodeError):
                 continue
         return None
 
@@ -63,11 +79,11 @@ class Checkpoints:
 
 def random_state() -> dict:
     """The state of every generator that a network or a dataset may draw from."""
-    kind, keys, *rest = np.random.get_state()
+    kind, keys, *rest = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [kind, keys.tolist(), *rest],
+        "numpy": [kind, np.asarray(keys).tolist(), *rest],
         "python": repr(random.getstate()),
     }
 

@@ -100,8 +100,9 @@ def fit(
 
 
 def check_finite(model: nn.Module, sums: Tensor) -> None:
-    """Raises Diverged when the summed loss or any parameter is NaN or infinite. Waits for the device."""
-    norms = torch._foreach_norm([p.detach() for p in model.parameters()], 2)
+    """Raises Diverged when the summed loss, a parameter or a statistic is NaN or infinite. Waits for the device."""
+    statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+    norms = torch._foreach_norm([*(p.detach() for p in model.parameters()), *statistics], 2)
     total = sums[0] + sum(norm.double() for norm in norms)
     if not math.isfinite(total.item()):
         raise Diverged(

@@ -8,7 +8,7 @@ In a loop of your own:
     ...
     (criterion(model(x), y) + decay.penalty()).backward()
     optimizer.step()
-    l1.shrink(optimizer.param_groups[0]["lr"])      # or add l1.penalty() to the loss instead: the paper's way
+    l1.shrink(lr / (1 - 0.9))      # or add l1.penalty() to the loss instead: the paper's way
 """
 
 from enum import Enum
@@ -42,7 +42,7 @@ class L1:
     def __init__(self, model: nn.Module, strength: float, scaling: Scaling = Scaling.PCA) -> None:
         if strength < 0:
             raise ValueError(f"the strength of the l1 can't be negative, found {strength}")
-        self.parts = [layer.S for layer in decomposed_layers(model).values() if layer.S is not None]
+        self.parts: list[Tensor] = [layer.S for layer in decomposed_layers(model).values() if layer.S is not None]
         self.strengths = [strength * (max(S.shape) ** -0.5 if scaling is Scaling.PCA else 1.0) for S in self.parts]
         self._weights: Tensor | None = None
 
@@ -57,14 +57,18 @@ class L1:
 
     @torch.no_grad()
     def shrink(self, lr: float) -> None:
-        """The proximal step after an optimiser's step of this learning rate: the soft threshold by lr * strength."""
+        """The proximal step after an optimiser's step of this learning rate: the soft threshold by lr * strength.
+
+        With SGD and a momentum m, give lr / (1 - m): a steady gradient is amplified by that much, and so a strength
+        then means the same here as in `penalty`.
+        """
         thresholds = [lr * strength for strength in self.strengths]
         if not any(thresholds):
             return
         # S - clamp(S, -t, t) is the soft threshold, and exactly zero wherever |S| <= t.
         core = torch._foreach_clamp_min(self.parts, [-t for t in thresholds])
         torch._foreach_clamp_max_(core, thresholds)
-        torch._foreach_sub_(self.parts, core)
+        torch._foreach_sub_(self.parts, list(core))
 
 
 class FrobeniusDecay:
@@ -83,11 +87,12 @@ class FrobeniusDecay:
         """strength / 2 * sum ||A·B||_F^2, a differentiable scalar, by the r x r Gram matrices of A and B."""
         if not self.strength or not self.factors:
             return torch.zeros(())
-        return 0.5 * self.strength * sum(((A.T @ A) * (B @ B.T)).sum() for A, B in self.factors)
+        squares = [((A.T @ A) * (B @ B.T)).sum() for A, B in self.factors]
+        return 0.5 * self.strength * torch.stack(squares).sum()
 
     @torch.no_grad()
     def add_gradients(self) -> None:
-        """Adds the gradient of `penalty` to A.grad and B.grad: cheaper than a term of the loss; call before the step."""
+        """Adds the gradient of `penalty` to A.grad and B.grad; call before the step. Cheaper than a loss term."""
         if not self.strength:
             return
         for A, B in self.factors:
@@ -102,7 +107,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     The rest is A and B (see `FrobeniusDecay`), S (the l1's affair), biases and normalisation.
     """
     special = {id(p) for layer in decomposed_layers(model).values() for p in (layer.A, layer.B, layer.S)}
-    decayed, spared = [], []
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
     for parameter in model.parameters():
         plain = parameter.dim() > 1 and id(parameter) not in special
         (decayed if plain else spared).append(parameter)

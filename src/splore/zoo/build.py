@@ -82,6 +82,14 @@ def build(source: str, num_classes: int, in_channels: int = 3, pretrained: bool 
     return model
 
 
+def usual_image(source: str, channels: int = 0) -> tuple[int, int, int]:
+    """(C, H, W) of the images that a net is usually given; 3 channels (1 for the digits) unless `channels` says."""
+    if source == "digits_cnn":
+        return channels or 1, 8, 8
+    side = 32 if source in NETS else 224
+    return channels or 3, side, side
+
+
 def rebuild(origin: Origin) -> nn.Module:
     """The untrained net that a model file names; imports no code and fetches nothing that the file could choose.
 

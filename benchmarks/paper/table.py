@@ -1,0 +1,102 @@
+"""The CIFAR-10 table and its curves, made from the summaries in benchmarks/results/paper/.
+
+    python benchmarks/paper/table.py --json table.json --plots docs
+
+Rows are printed as Markdown. Accuracies are those of the last epoch, mean and standard deviation over the seeds.
+"""
+
+import argparse
+import json
+import statistics
+from collections import defaultdict
+from pathlib import Path
+
+RESULTS = Path(__file__).parents[1] / "results" / "paper"
+
+
+def rows(folder: Path) -> list[dict]:
+    """One row per net, method, kept share, number of epochs and hardware."""
+    groups = defaultdict(list)
+    for path in sorted(folder.glob("*.json")):
+        run = json.loads(path.read_text())
+        recipe, machine = run["recipe"], run["hardware"]
+        dense = recipe["method"] == "dense"
+        kept = 1.0 if dense else recipe["cut"]["params"]
+        epochs = recipe["train"]["epochs"] + (0 if dense else recipe["finetune"]["epochs"])
+        method = path.stem.removeprefix(recipe["model"] + "-").rsplit("-", 1)[0]
+        method = method if dense else method.rsplit("-", 1)[0]
+        groups[recipe["model"], epochs, machine["gpu"] or machine["cpu"], method, kept].append(run)
+    dense_means = {
+        key[:3]: statistics.mean(run["dense"]["accuracy"] for run in runs)
+        for key, runs in groups.items()
+        if key[3] == "dense"
+    }
+    found = []
+    for (net, epochs, hardware, method, _), runs in groups.items():
+        parts = [run["dense" if method == "dense" else "compressed"] for run in runs]
+        accuracies = [part["accuracy"] for part in parts]
+        found.append(
+            {
+                "net": net,
+                "method": method,
+                "kept": statistics.mean(part.get("params_kept", 1.0) for part in parts),
+                "epochs": epochs,
+                "seeds": len(runs),
+                "accuracy_mean": statistics.mean(accuracies),
+                "accuracy_std": statistics.stdev(accuracies) if len(runs) > 1 else None,
+                "dense_mean": dense_means.get((net, epochs, hardware)),
+                "bytes": round(statistics.mean(part["bytes"] for part in parts)),
+                "hardware": hardware,
+            }
+        )
+    return sorted(found, key=lambda row: (row["net"], row["epochs"], row["hardware"], -row["kept"], row["method"]))
+
+
+def plot(found: list[dict], folder: Path) -> None:
+    """Accuracy against parameters kept and against bytes, a picture for each net."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    for net in sorted({row["net"] for row in found}):
+        figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+        for axis, key, label in zip(axes, ("kept", "bytes"), ("parameters kept", "bytes on disk"), strict=True):
+            for method in sorted({row["method"] for row in found if row["net"] == net}):
+                points = sorted((r for r in found if r["net"] == net and r["method"] == method), key=lambda r: r[key])
+                spread = [row["accuracy_std"] or 0 for row in points]
+                means = [row["accuracy_mean"] for row in points]
+                axis.errorbar([row[key] for row in points], means, spread, marker="o", capsize=3, label=method)
+            axis.set(xscale="log", xlabel=label)
+            axis.grid(alpha=0.3)
+        axes[0].set_ylabel("accuracy in %")
+        axes[1].legend()
+        figure.suptitle(f"{net} on CIFAR-10")
+        figure.savefig(folder / f"cifar10-{net}.png", dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--json", help="write the rows here")
+    parser.add_argument("--plots", type=Path, help="draw the curves into this folder")
+    args = parser.parse_args()
+    found = rows(args.results)
+    print("| net | method | kept | accuracy | dense | epochs | seeds | on disk | hardware |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for row in found:
+        spread = "" if row["accuracy_std"] is None else f" ± {row['accuracy_std']:.2f}"
+        dense = "" if row["dense_mean"] is None else f"{row['dense_mean']:.2f} %"
+        accuracy = f"{row['accuracy_mean']:.2f}{spread} %"
+        print(
+            f"| {row['net']} | {row['method']} | {100 * row['kept']:.2f} % | {accuracy} | {dense} "
+            f"| {row['epochs']} | {row['seeds']} | {row['bytes'] / 1e6:.2f} MB | {row['hardware']} |"
+        )
+    if args.json:
+        Path(args.json).write_text(json.dumps({"rows": found}, indent=2) + "\n")
+    if args.plots:
+        plot(found, args.plots)
+
+
+if __name__ == "__main__":
+    main()

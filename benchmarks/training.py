@@ -1,0 +1,199 @@
+"""What a training step costs: the dense net, ours, and the naive two-branch form, side by side in one run.
+
+    python benchmarks/training.py --net vgg19 preactresnet56 resnet50 --json benchmarks/results/training.json
+
+Ours is the whole step of the method: W composed, the proximal step, the Frobenius decay, and the masks held. Before
+anything is timed, the three nets are checked to give the same outputs. Steps of the three alternate, so that a machine
+whose speed drifts does so for all; figures are medians.
+"""
+
+import argparse
+import copy
+import json
+import multiprocessing
+import resource
+import statistics
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import splore
+from splore.measure.provenance import provenance
+
+NETS = {
+    "vgg19": ("vgg19", 10, (3, 32, 32), 128),
+    "preactresnet56": ("preactresnet56", 10, (3, 32, 32), 128),
+    "resnet50": ("torchvision:resnet50", 1000, (3, 224, 224), 16),
+}
+VARIANTS = ("dense", "ours", "naive")
+
+
+class TwoBranches(nn.Module):
+    """A·B and S as convolutions, or products, of their own, whose outputs are added."""
+
+    def __init__(self, layer: splore.LowRankSparseConv2d | splore.LowRankSparseLinear) -> None:
+        super().__init__()
+        self.A, self.B, self.S, self.bias = layer.A, layer.B, layer.S, layer.bias
+        self.shape = layer.weight_shape
+        self.geometry = [getattr(layer, name, None) for name in ("stride", "padding", "dilation")]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(self.shape) == 2:
+            return F.linear(F.linear(x, self.B), self.A) + F.linear(x, self.S, self.bias)
+        n, c, kh, kw = self.shape
+        low_rank = F.conv2d(F.conv2d(x, self.B.view(-1, c, kh, kw), None, *self.geometry), self.A[:, :, None, None])
+        return low_rank + F.conv2d(x, self.S.view(self.shape), self.bias, *self.geometry)
+
+
+def build(net: str, rank: int) -> dict[str, nn.Module]:
+    """The three nets; they compute the same function."""
+    torch.manual_seed(0)
+    source, classes, _, _ = NETS[net]
+    dense = splore.build(source, classes)
+    ours = copy.deepcopy(dense)
+    splore.decompose(ours, splore.Design(rank=rank))
+    naive = copy.deepcopy(ours)
+    for name, layer in splore.decomposed_layers(naive).items():
+        parent, _, child = name.rpartition(".")
+        setattr(naive.get_submodule(parent), child, TwoBranches(layer))
+    return {"dense": dense, "ours": ours, "naive": naive}
+
+
+def stepper(variant: str, model: nn.Module, x: Tensor, y: Tensor, dtype: torch.dtype, compiled: bool):
+    """A function that takes one training step of a variant."""
+    forward = torch.compile(model) if compiled else model
+    groups = splore.parameter_groups(model, 5e-4)
+    optimizer = torch.optim.SGD(groups, lr=1e-3, momentum=0.9, nesterov=True)
+    if variant == "ours":
+        l1, decay = splore.L1(model, 1e-3), splore.FrobeniusDecay(model, 5e-4)
+        optimizer.register_step_pre_hook(lambda *_: decay.add_gradients())
+        optimizer.register_step_post_hook(lambda *_: l1.shrink(1e-2))
+        splore.hold_masks(model, optimizer)
+
+    def step() -> None:
+        with torch.autocast(x.device.type, dtype=dtype, enabled=dtype != torch.float32):
+            outputs = forward(x)
+        F.cross_entropy(outputs.float(), y).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def check(models: dict[str, nn.Module], x: Tensor) -> float:
+    """The largest difference of the outputs from the dense net's, relative; raises when it is more than rounding."""
+    with torch.no_grad():
+        outputs = {name: copy.deepcopy(model).eval()(x[:4]) for name, model in models.items()}
+    error = max((outputs[v] - outputs["dense"]).norm().item() for v in VARIANTS) / outputs["dense"].norm().item()
+    if error > 1e-3:
+        raise SystemExit(f"the three nets disagree by {error:.1e}: nothing was timed")
+    return error
+
+
+def prepare(net: str, args: argparse.Namespace) -> tuple[dict[str, nn.Module], Tensor, Tensor]:
+    _, classes, shape, batch = NETS[net]
+    batch = args.batch or batch
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    models = {name: m.to(device, memory_format=torch.channels_last) for name, m in build(net, args.rank).items()}
+    x = torch.randn(batch, *shape, device=device).contiguous(memory_format=torch.channels_last)
+    return models, x, torch.randint(0, classes, (batch,), device=device)
+
+
+def measure(net: str, dtype: torch.dtype, compiled: bool, args: argparse.Namespace) -> dict:
+    """One row: images per second of the three, and the ratio of ours to dense, step by step."""
+    models, x, y = prepare(net, args)
+    error = check(models, x)
+    steps = {variant: stepper(variant, models[variant].train(), x, y, dtype, compiled) for variant in VARIANTS}
+    times: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+    for repeat in range(args.warmup + args.repeats):
+        for variant, step in steps.items():
+            if x.is_cuda:
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            step()
+            if x.is_cuda:
+                torch.cuda.synchronize()
+            if repeat >= args.warmup:
+                times[variant].append(time.perf_counter() - start)
+    speeds = {variant: len(x) / statistics.median(taken) for variant, taken in times.items()}
+    ratio = statistics.median(ours / dense for ours, dense in zip(times["ours"], times["dense"], strict=True))
+    return {
+        "net": net,
+        "dtype": str(dtype).removeprefix("torch."),
+        "mode": "compiled" if compiled else "eager",
+        **{f"{variant}_ips": round(speed, 1) for variant, speed in speeds.items()},
+        "step_ratio": round(ratio, 3),
+        "naive_ratio": round(statistics.median(times["naive"]) / statistics.median(times["dense"]), 3),
+        "batch": len(x),
+        "rank": args.rank,
+        "repeats": args.repeats,
+        "max_error": error,
+    }
+
+
+def _peak(net: str, variant: str, args: argparse.Namespace, queue: multiprocessing.Queue) -> None:
+    torch.set_num_threads(args.threads)
+    models, x, y = prepare(net, args)
+    model = models.pop(variant).train()
+    models.clear()
+    step = stepper(variant, model, x, y, torch.float32, compiled=False)
+    for _ in range(2):
+        step()
+    peak = torch.cuda.max_memory_allocated() if x.is_cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    queue.put(peak)
+
+
+def peak_memory(net: str, args: argparse.Namespace) -> dict[str, int]:
+    """Peak bytes of each variant, each in a process of its own: the device's on a GPU, else the whole process's."""
+    context = multiprocessing.get_context("spawn")
+    peaks = {}
+    for variant in VARIANTS:
+        queue = context.Queue()
+        process = context.Process(target=_peak, args=(net, variant, args, queue))
+        process.start()
+        peaks[variant] = queue.get()
+        process.join()
+    return peaks
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--net", nargs="+", choices=NETS, default=list(NETS))
+    parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32"])
+    parser.add_argument("--mode", nargs="+", choices=["eager", "compiled"], default=["eager"])
+    parser.add_argument("--rank", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=0, help="images per step; 0 takes each net's own")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--memory", action="store_true", help="also measure peak memory, in float32 and eager mode")
+    parser.add_argument("--json", help="write the rows here")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    rows = []
+    for net in args.net:
+        peaks = peak_memory(net, args) if args.memory else None
+        for dtype in args.dtype:
+            for mode in args.mode:
+                row = measure(net, getattr(torch, dtype), mode == "compiled", args)
+                if peaks:
+                    row |= {f"{variant}_peak_bytes": peak for variant, peak in peaks.items()}
+                    row["memory_ratio"] = round(peaks["ours"] / peaks["dense"], 3)
+                rows.append(row)
+                memory = f"; peak memory {row['memory_ratio']}x" if peaks else ""
+                print(
+                    f"{net:<15} {row['dtype']:<9} {mode:<9} img/s: dense {row['dense_ips']}, ours {row['ours_ips']}, "
+                    f"naive {row['naive_ips']}; step: ours {row['step_ratio']}x, naive {row['naive_ratio']}x{memory}",
+                    flush=True,
+                )
+                torch.compiler.reset()
+    if args.json:
+        with open(args.json, "w") as file:
+            json.dump({"rows": rows, **provenance()}, file, indent=2)
+            file.write("\n")
+
+
+if __name__ == "__main__":
+    main()

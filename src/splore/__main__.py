@@ -1,0 +1,5 @@
+"""`python -m splore` is the command line."""
+
+from splore.cli import main
+
+main()
