@@ -27,7 +27,7 @@ std::vector<TileShape> ConvStep::shapes() const {
       if (s.rows > 1 || s.columns > out->vectors) continue;
       outputs = double((out->vectors + s.columns - 1) / s.columns * s.columns) / double(out->vectors);
     } else {
-      if (s.rows > out->shape.h || s.columns > out->shape.w) continue;
+      if (s.rows > out->shape.h || s.columns > out->shape.w || vectors_only(s.rows, s.columns)) continue;
       outputs = double((out->shape.h + s.rows - 1) / s.rows * s.rows) / double(out->shape.h) *
                 double((out->shape.w + s.columns - 1) / s.columns * s.columns) / double(out->shape.w);
     }
@@ -79,6 +79,8 @@ std::vector<ConvChoice> ConvStep::candidates() const {
       const int64_t vectors = shape.rows * shape.columns;
       const int64_t column_bytes = op_.window.taps() * vectors * layout_.lanes * 4;
       auto block = [&](int64_t bytes) {
+        // An output channel of a grouped convolution reads few channels: they are in the cache anyhow.
+        if (!gathered && op_.groups > 1) return channels;
         if (!gathered) return block_for(shape, bytes);
         const int64_t fit = std::max<int64_t>(1, bytes / column_bytes);
         const int64_t blocks = std::min(kMostBlocks, (channels + fit - 1) / fit);
@@ -95,7 +97,8 @@ std::vector<ConvChoice> ConvStep::candidates() const {
         for (const int64_t bytes : {int64_t(640) << 10, 2 * kFirstLevel, kFirstLevel}) {
           c.block_channels = block(bytes);
           if (c.block_channels == last) continue;
-          if (last && row_entries * double(c.block_channels) / double(channels) * double(vectors) < 48 && row_entries > 0) continue;
+          const double entries = row_entries * double(c.block_channels) / double(channels);
+          if (last && row_entries > 0 && entries * double(vectors) < 48) continue;
           last = c.block_channels;
           list.push_back(c);
         }
@@ -116,10 +119,12 @@ std::vector<ConvChoice> ConvStep::candidates() const {
 
 std::string ConvStep::signature() const {
   const Window& w = op_.window;
-  const int64_t density = int64_t(std::lround(40.0 * double(matrix().nonzeros()) / double(op_.weight.n * in_.shape.c * w.taps())));
+  const double elements = double(op_.weight.n * in_.shape.c * w.taps());
+  const int64_t density = std::lround(40.0 * double(matrix().nonzeros()) / elements);
   std::string text;
-  for (int64_t x : {in_.shape.c, in_.shape.h, in_.shape.w, out->shape.c, w.kernel_h, w.kernel_w, w.stride_h, w.stride_w, w.dilation_h,
-                    w.dilation_w, w.top, w.left, op_.groups, op_.weight.rank, density, int64_t(residual_ != nullptr), in_.plane, out->plane})
+  for (int64_t x : {in_.shape.c, in_.shape.h, in_.shape.w, out->shape.c, w.kernel_h, w.kernel_w, w.stride_h, w.stride_w,
+                    w.dilation_h, w.dilation_w, w.top, w.left, op_.groups, op_.weight.rank, density,
+                    int64_t(residual_ != nullptr), int64_t(second != nullptr), int64_t(in_.plane), int64_t(out->plane)})
     text += std::to_string(x) + ",";
   return text;
 }

@@ -15,7 +15,18 @@ int32_t checked(ptrdiff_t offset) {
 }  // namespace
 
 ConvStep::ConvStep(int index, const Op& op, const Values& values, const Layout& layout, const Kernels& kernels, int team)
-    : Step(index, &values.out), op_(op), in_(values.in), residual_(values.residual), layout_(layout), kernels_(kernels), team_(team) {}
+    : Step(index, &values.out),
+      op_(op),
+      in_(values.in),
+      residual_(values.residual),
+      layout_(layout),
+      kernels_(kernels),
+      team_(team) {}
+
+void ConvStep::write_second(const Storage& storage, const float* scale, const float* shift) {
+  second = &storage;
+  second_scale_ = scale, second_shift_ = shift;
+}
 
 const SparseMatrix& ConvStep::matrix() const {
   if (!matrix_) matrix_ = std::make_unique<SparseMatrix>(op_, in_.shape.c);
@@ -62,6 +73,10 @@ void ConvStep::choose(const ConvChoice& choice) {
   args_.t_offsets = packed_->t_offsets.data();
   args_.x_row = w.stride_h * in_.row;
   args_.out_row = out->row, args_.out_plane = out->plane;
+  if (second) {
+    args_.second_scale = second_scale_, args_.second_shift = second_shift_;
+    args_.second_row = second->row, args_.second_plane = second->plane;
+  }
   if (residual_) args_.residual_row = residual_->row, args_.residual_plane = residual_->plane;
   if (layout_.pixels) {
     tiles_down_ = 1;
@@ -130,21 +145,23 @@ void ConvStep::run(int64_t task, const Run& run, const Scratch& scratch) const {
   const TileShape shape = kTiles[choice_.tile];
   // The last tile of a row reaches back over the one before: it computes some outputs again rather than too many.
   ConvTile tile{};
-  ptrdiff_t out_at = 0, residual_at = 0;
+  ptrdiff_t out_at = 0, residual_at = 0, second_at = 0;
   const float* in = in_.pixels(run.arena);
   if (layout_.pixels) {
     tile.vector = std::max<ptrdiff_t>(0, std::min<ptrdiff_t>(index * shape.columns, out->vectors - shape.columns));
-    out_at = residual_at = tile.vector * layout_.lanes;
+    out_at = residual_at = second_at = tile.vector * layout_.lanes;
     tile.x = choice_.gathered ? run.arena + in_.offset : in + out_at;
     tile.mask = out->mask + out_at;
   } else {
     const int64_t y = std::min<int64_t>(index / tiles_across_ * shape.rows, out->shape.h - shape.rows);
     const int64_t x = std::min<int64_t>(index % tiles_across_ * shape.columns, out->shape.w - shape.columns);
     out_at = y * out->row + x * out->column;
+    if (second) second_at = y * second->row + x * second->column;
     if (residual_) residual_at = y * residual_->row + x * residual_->column;
     tile.x = in + y * args_.x_row + x * op_.window.stride_w * in_.column;
   }
   tile.out = out->pixels(run.arena) + out_at;
+  if (second) tile.second = second->pixels(run.arena) + second_at;
   if (residual_) tile.residual = residual_->pixels(run.arena) + residual_at;
   kernel_(args_, part, tile, scratch);
 }

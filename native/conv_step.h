@@ -26,6 +26,9 @@ class ConvStep : public Step {
     const Storage& out;
     const Storage* residual;
   };
+  // Writes relu(scale y + shift) to `storage` too: the input of a convolution that wants it so.
+  void write_second(const Storage& storage, const float* scale, const float* shift);
+
   // `team`: the threads that will share the tasks.
   ConvStep(int index, const Op& op, const Values& values, const Layout& layout, const Kernels& kernels, int team);
 
@@ -66,6 +69,8 @@ class ConvStep : public Step {
   ConvKernel kernel_ = nullptr;
   int64_t tiles_down_ = 1, tiles_across_ = 1;
   Gather gather_{};
+  const float* second_scale_ = nullptr;
+  const float* second_shift_ = nullptr;
   std::vector<int32_t> gather_index_, gather_starts_, gather_taps_;
 };
 

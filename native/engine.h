@@ -34,11 +34,12 @@ class Engine {
     bool rest_pixels = true;
   };
   const Cut& cut(int64_t batch);
-  Slice& slice(const SliceKind& kind);
+  SliceKind rest_kind(const Cut& cut) const;
+  Slice& slice(const SliceKind& kind);  // until the next call of it
+  double time(const SliceKind& kind);
   float* memory(ptrdiff_t floats);
   void run_shared(Slice& slice, const Run& run);
   void ready();
-  void ready_after_fork();
 
   const Program program_;
   const Kernels* kernels_;

@@ -8,7 +8,8 @@ namespace {
 
 class InputStep : public Step {
  public:
-  InputStep(const Layout& layout, const Kernels& kernels, const Storage& out) : Step(-1, &out), layout_(layout), kernels_(kernels) {}
+  InputStep(const Layout& layout, const Kernels& kernels, const Storage& out)
+      : Step(-1, &out), layout_(layout), kernels_(kernels) {}
 
   int64_t tasks() const override { return out->shape.c; }
   std::string kernel() const override { return "input"; }

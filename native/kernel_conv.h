@@ -1,6 +1,7 @@
 // The convolution of one tile: R x C vectors of outputs of some output channels, in three steps for each block of input
-// channels: gather the tile where it can't be read in place; t += B x; y += S x (or y += W x). The last block adds A t, the bias and the
-// residual, and applies the activation on the way to the output. Between blocks the sums wait in the worker's scratch.
+// channels: gather the tile where it can't be read in place; t += B x; y += S x (or y += W x). The last block adds A t, the
+// residual (the bias came first) and applies the activation on the way to the output. Between blocks the sums wait in the
+// worker's scratch.
 //
 // A block of input channels is chosen so that its part of the tile stays in the first-level cache, where it is read once for
 // each non-zero.
@@ -31,15 +32,22 @@ struct Store {
   bool first, last;
 
   SPLORE_INLINE Vec start(int channel, int v) const {
+    if (channel >= args.n) return Vec{};
     return first ? broadcast(args.bias[channel]) : load(partial + (ptrdiff_t(channel) * T + v) * L);
   }
   SPLORE_INLINE void finish(int channel, int v, Vec sum) const {
+    if (channel >= args.n) return;
     if (!last) return store(partial + (ptrdiff_t(channel) * T + v) * L, sum);
     if (tile.residual)
       sum += load(tile.residual + channel * args.residual_plane + (v / C) * args.residual_row + (v % C) * L);
     sum = activated(sum, args.act);
     if (tile.mask) sum = masked(sum, tile.mask + v * L);
     store(tile.out + channel * args.out_plane + (v / C) * args.out_row + (v % C) * L, sum);
+    if (tile.second) {
+      sum = at_least(sum * args.second_scale[channel] + args.second_shift[channel], 0.0f);
+      if (tile.mask) sum = masked(sum, tile.mask + v * L);
+      store(tile.second + channel * args.second_plane + (v / C) * args.second_row + (v % C) * L, sum);
+    }
   }
 };
 
@@ -54,7 +62,8 @@ struct Keep {
 
 // G rows of a dense matrix, packed by kRowGroup, times N of the tile's vectors, from V on.
 template <int G, int V, int N, class Source, class Sink>
-SPLORE_INLINE void dense_chunk(const float* weights, const int32_t* offsets, int columns, int row, const Source& x, const Sink& sink) {
+SPLORE_INLINE void dense_chunk(const float* weights, const int32_t* offsets, int columns, int row, const Source& x,
+                               const Sink& sink) {
   constexpr int U = G * N >= 6 ? 1 : G * N >= 3 ? 2 : 4;  // few sums would wait for each other: take U columns at once
   Vec sum[U][G][N];
 #pragma GCC unroll 4
@@ -98,7 +107,8 @@ constexpr int kSums = SPLORE_REGISTERS >= 32 ? 28 : 10;
 
 // A tile of T vectors in even chunks, none larger than the registers hold.
 template <int G, int V, int T, class Source, class Sink>
-SPLORE_INLINE void dense_chunks(const float* weights, const int32_t* offsets, int columns, int row, const Source& x, const Sink& sink) {
+SPLORE_INLINE void dense_chunks(const float* weights, const int32_t* offsets, int columns, int row, const Source& x,
+                                const Sink& sink) {
   constexpr int most = kSums / G < 16 ? kSums / G : 16;
   constexpr int chunks = (T - V + most - 1) / most;
   constexpr int N = (T - V + chunks - 1) / chunks;
@@ -106,20 +116,28 @@ SPLORE_INLINE void dense_chunks(const float* weights, const int32_t* offsets, in
   if constexpr (V + N < T) dense_chunks<G, V + N, T>(weights, offsets, columns, row, x, sink);
 }
 
+// The rows of W or A: a last group that is not full computes rows that are not stored.
 template <int T, class Source, class Sink>
 SPLORE_INLINE void dense_rows(const float* packed, const int32_t* offsets, int columns, int begin, int end, const Source& x,
                               const Sink& sink) {
-  int row = begin;
-  for (; row + kRowGroup <= end; row += kRowGroup)
+  for (int row = begin; row < end; row += kRowGroup)
     dense_chunks<kRowGroup, 0, T>(packed + ptrdiff_t(row) * columns, offsets, columns, row, x, sink);
-  const float* rest = packed + ptrdiff_t(row) * columns;
-  switch (end - row) {
+}
+
+// The rows of B are few: a last group that is not full is worth a kernel of its own.
+template <int T, class Source>
+SPLORE_INLINE void low_rank_rows(const float* packed, const int32_t* offsets, int columns, int rank, const Source& x,
+                                 const Keep<T>& sink) {
+  const int full = rank / kRowGroup * kRowGroup;
+  dense_rows<T>(packed, offsets, columns, 0, full, x, sink);
+  const float* rest = packed + ptrdiff_t(full) * columns;
+  switch (rank - full) {
     case 1:
-      return dense_chunks<1, 0, T>(rest, offsets, columns, row, x, sink);
+      return dense_chunks<1, 0, T>(rest, offsets, columns, full, x, sink);
     case 2:
-      return dense_chunks<2, 0, T>(rest, offsets, columns, row, x, sink);
+      return dense_chunks<2, 0, T>(rest, offsets, columns, full, x, sink);
     case 3:
-      return dense_chunks<3, 0, T>(rest, offsets, columns, row, x, sink);
+      return dense_chunks<3, 0, T>(rest, offsets, columns, full, x, sink);
   }
 }
 
@@ -205,7 +223,7 @@ void conv_tile(const ConvArgs& args, const ConvPart& part, const ConvTile& tile,
     if (args.gather) gather_tile<R, C>(*args.gather, block, tile, scratch.gathered);
     const Corner<R, C, STEP> x(args.gather ? scratch.gathered : tile.x, args.gather ? C * L : args.x_row);
     if (args.rank)
-      dense_rows<T>(block.b, block.offsets, block.columns, 0, args.rank, x, Keep<T>{scratch.t, first});
+      low_rank_rows<T>(block.b, block.offsets, block.columns, args.rank, x, Keep<T>{scratch.t, first});
     const Store<R, C> sink{args, tile, scratch.partial, first, last && !dense_finish};
     if (block.dense)
       dense_rows<T>(block.dense, block.offsets, block.columns, part.begin, part.end, x, sink);

@@ -10,7 +10,7 @@ const Kernels* SPLORE_TABLE() {
                                 SPLORE_LANES,
                                 SPLORE_REGISTERS,
                                 {
-#define SPLORE_TILE_KERNELS(R, C) {conv_tile<R, C, 1>, conv_tile<R, C, 2>},
+#define SPLORE_TILE_KERNELS(R, C) {conv_tile<R, C, 1>, conv_tile<R, C, vectors_only(R, C) ? 1 : 2>},
                                     SPLORE_TILES(SPLORE_TILE_KERNELS)
 #undef SPLORE_TILE_KERNELS
                                 },

@@ -65,12 +65,17 @@ struct ConvArgs {
   ptrdiff_t x_row;  // floats between two rows of the tile
   ptrdiff_t out_row, out_plane, residual_row, residual_plane;
   const Gather* gather;  // null to read in place
+  // A second output, relu(scale y + shift), which spares the next convolution a pass over its input.
+  const float* second_scale;
+  const float* second_shift;
+  ptrdiff_t second_row, second_plane;
 };
 
 struct ConvTile {
   const float* x;         // the tile's corner (in place, images), or the input's first plane (gathered pixels)
   ptrdiff_t vector;       // gathered pixels: the tile's first vector
   float* out;             // of channel 0
+  float* second;          // null without
   const float* residual;  // null without
   const int32_t* mask;    // pixels: all ones in the lanes that are pixels; null in the images layout
 };
@@ -88,9 +93,12 @@ struct TileShape {
   int8_t rows, columns;
 };
 
-// The tiles that the kernels are compiled for, in output pixels (images layout) or vectors of pixels (pixels layout).
+// The tiles that the kernels are compiled for: output pixels in the images layout, vectors of pixels in the other. The first
+// ones serve both, the next ones a row of vectors only, and the last ones rows of pixels.
 #define SPLORE_TILES(X) \
-  X(1, 1) X(1, 2) X(1, 3) X(1, 4) X(1, 5) X(1, 6) X(1, 7) X(1, 8) X(1, 12) X(1, 14) X(2, 2) X(2, 4) X(2, 7) X(2, 8) X(4, 2) X(4, 4)
+  X(1, 1) X(1, 2) X(1, 4) X(1, 7) X(1, 8) X(1, 14) \
+  X(1, 3) X(1, 5) X(1, 6) X(1, 12) \
+  X(2, 2) X(2, 4) X(2, 7) X(2, 8) X(4, 4)
 
 constexpr TileShape kTiles[] = {
 #define SPLORE_TILE_SHAPE(R, C) {R, C},
@@ -98,6 +106,10 @@ constexpr TileShape kTiles[] = {
 #undef SPLORE_TILE_SHAPE
 };
 constexpr int kTileCount = sizeof(kTiles) / sizeof(kTiles[0]);
+
+constexpr bool vectors_only(int rows, int columns) {
+  return rows == 1 && (columns == 3 || columns == 5 || columns == 6 || columns == 12);
+}
 
 enum MapKind { kMapCopy, kMapAdd, kMapMul, kMapMulChannel, kMapAffine };
 
@@ -140,7 +152,7 @@ struct Kernels {
   const char* name;
   int lanes;
   int registers;
-  ConvKernel conv[kTileCount][2];  // [tile][stride - 1]
+  ConvKernel conv[kTileCount][2];  // [tile][stride - 1]; a tile of vectors only has no stride
   void (*map)(const MapArgs&);
   void (*pool)(const PoolArgs&);
   void (*pool_row)(const PoolRowArgs&);

@@ -28,13 +28,21 @@ const Storage* Slice::add_storage(const Shape& shape, const Border& border, int 
 void Slice::lower() {
   const auto& ops = program_.ops;
   const auto& shapes = program_.shapes;
-  // Step 0 is the way in. An operation's step comes after one for what it wants done to its input first, and a
-  // concatenation is a step for each of its inputs.
+  // Step 0 is the way in. An operation's step comes after one for what it wants done to its input first, unless the input's
+  // maker does that, and a concatenation is a step for each of its inputs.
   std::vector<int> step_of(ops.size());
+  // A convolution writes what one later convolution wants done to it beside its own output.
+  std::vector<int> beside(ops.size(), -1);      // by the writer
+  std::vector<bool> is_beside(ops.size(), false);  // by the reader
   int step = 0;
   for (size_t i = 0; i < ops.size(); i++) {
     const bool pre = ops[i].kind == SPLORE_CONV && ops[i].scale;
-    step += pre ? 2 : ops[i].kind == SPLORE_CONCAT ? int(ops[i].inputs.size()) : 1;
+    const int maker = ops[i].inputs[0] - 1;
+    if (pre && maker >= 0 && ops[size_t(maker)].kind == SPLORE_CONV && beside[size_t(maker)] < 0) {
+      beside[size_t(maker)] = int(i);
+      is_beside[i] = true;
+    }
+    step += pre && !is_beside[i] ? 2 : ops[i].kind == SPLORE_CONCAT ? int(ops[i].inputs.size()) : 1;
     step_of[i] = step;
   }
   const int last = step + 1;
@@ -52,7 +60,7 @@ void Slice::lower() {
   }
   dies.back() = last;
 
-  std::vector<const Storage*> values;
+  std::vector<const Storage*> values, ready_for(ops.size());
   values.push_back(add_storage(shapes[0], borders[0], 0, dies[0]));
   auto add = [&](std::unique_ptr<Step> made, ConvStep* conv = nullptr) {
     steps_.push_back(std::move(made));
@@ -66,7 +74,9 @@ void Slice::lower() {
     const Storage* second = op.inputs.size() > 1 ? values[size_t(op.inputs[1])] : nullptr;
     const bool concat = op.kind == SPLORE_CONCAT;
     const int born = concat ? step_of[i] - int(op.inputs.size()) + 1 : step_of[i];
-    if (op.kind == SPLORE_CONV && op.scale) {
+    if (is_beside[i]) {
+      x = ready_for[i];
+    } else if (op.kind == SPLORE_CONV && op.scale) {
       const Storage* ready = add_storage(x->shape, pre_borders[i], step_of[i] - 1, step_of[i]);
       add(map_step(index, {kMapAffine, SPLORE_RELU, x, nullptr, op.scale, op.shift}, layout_, kernels_, *ready));
       x = ready;
@@ -77,6 +87,11 @@ void Slice::lower() {
       case SPLORE_CONV: {
         auto conv = std::make_unique<ConvStep>(index, op, ConvStep::Values{*x, *out, second}, layout_, kernels_, kind.team);
         ConvStep* same = conv.get();
+        if (beside[i] >= 0) {
+          const size_t reader = size_t(beside[i]);
+          ready_for[reader] = add_storage(out->shape, pre_borders[reader], step_of[i], step_of[reader]);
+          same->write_second(*ready_for[reader], ops[reader].scale, ops[reader].shift);
+        }
         add(std::move(conv), same);
         break;
       }

@@ -12,9 +12,9 @@ void ScratchSize::include(const ScratchSize& other) {
   t = std::max(t, other.t);
 }
 
-void Step::clear_border(float* arena, int64_t begin, int64_t end) const {
-  if (!out) return;
-  const Storage& s = *out;
+namespace {
+
+void clear_border(const Storage& s, float* arena, int64_t begin, int64_t end) {
   for (int64_t c = begin; c < end; c++) {
     float* plane = arena + s.offset + c * s.plane;
     std::fill(plane, plane + s.first, 0.0f);
@@ -30,6 +30,13 @@ void Step::clear_border(float* arena, int64_t begin, int64_t end) const {
       std::fill(after, y + 1 < s.shape.h ? after + s.row - used : plane + s.plane, 0.0f);
     }
   }
+}
+
+}  // namespace
+
+void Step::clear_borders(float* arena, int worker, int team) const {
+  for (const Storage* storage : {out, second})
+    if (storage) clear_border(*storage, arena, storage->shape.c * worker / team, storage->shape.c * (worker + 1) / team);
 }
 
 namespace {
@@ -124,7 +131,8 @@ class FlattenStep : public Step {
 
 }  // namespace
 
-std::unique_ptr<Step> map_step(int index, const MapRequest& request, const Layout& layout, const Kernels& kernels, const Storage& out) {
+std::unique_ptr<Step> map_step(int index, const MapRequest& request, const Layout& layout, const Kernels& kernels,
+                               const Storage& out) {
   return std::make_unique<MapStep>(index, request, layout, kernels, out);
 }
 

@@ -117,7 +117,8 @@ class PoolStep : public Step {
 
 }  // namespace
 
-std::unique_ptr<Step> pool_step(int index, const Op& op, const Layout& layout, const Kernels& kernels, const Storage& in, const Storage& out) {
+std::unique_ptr<Step> pool_step(int index, const Op& op, const Layout& layout, const Kernels& kernels, const Storage& in,
+                                const Storage& out) {
   return std::make_unique<PoolStep>(index, op, layout, kernels, in, out);
 }
 

@@ -10,7 +10,7 @@ class Checker {
   explicit Checker(const splore_program& raw) : raw_(raw) {}
 
   Program check() {
-    expect(raw_.op_count >= 1 && raw_.op_count <= kMaxAttribute && raw_.ops, "a program needs operations");
+    expect(raw_.op_count >= 1 && raw_.op_count <= kMaxOps && raw_.ops, "a program needs 1 to 16384 operations");
     expect(raw_.input_count >= 0 && (raw_.input_count == 0 || raw_.inputs), "the list of inputs is missing");
     expect(raw_.array_count >= 0 && (raw_.array_count == 0 || raw_.arrays), "the list of arrays is missing");
     program_.shapes.push_back(sized({raw_.input[0], raw_.input[1], raw_.input[2]}));
@@ -105,7 +105,7 @@ class Checker {
         for (int value : op.inputs) {
           const Shape s = program_.shapes[size_t(value)];
           expect(s.h == x.h && s.w == x.w, "what is concatenated has several heights or widths");
-          out.c += s.c;  // at most 2^20 operations' inputs of 2^28 channels: no overflow
+          out.c += s.c;
           expect(out.c <= kMaxElements, "a value has too many elements");
         }
         return out;

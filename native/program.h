@@ -16,6 +16,7 @@ struct Error : std::runtime_error {
 
 // The elements that one value of one image may have, its zero padding included.
 constexpr int64_t kMaxElements = int64_t(1) << 28;
+constexpr int64_t kMaxOps = int64_t(1) << 14;
 constexpr int64_t kMaxAttribute = int64_t(1) << 20;
 
 struct Shape {

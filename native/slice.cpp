@@ -29,7 +29,11 @@ ptrdiff_t round_up(ptrdiff_t x) { return (x + 15) / 16 * 16; }
 }  // namespace
 
 Slice::Slice(const Program& program, const Kernels& kernels, const SliceKind& kind, const std::string& forced)
-    : kind(kind), program_(program), kernels_(kernels), layout_(kind.pixels, kind.images, kernels.lanes), forced_(forced) {
+    : kind(kind),
+      program_(program),
+      kernels_(kernels),
+      layout_(kind.pixels, kind.images, kernels.lanes),
+      forced_(forced) {
   const char* plan = std::getenv("SPLORE_PLAN");
   hasty_ = plan && std::strcmp(plan, "fast") == 0;
   lower();
@@ -51,10 +55,7 @@ void Slice::begin() {
 }
 
 void Slice::run_step(const Step& step, size_t index, int64_t tasks, int worker, const Run& run, const Scratch& scratch) {
-  if (step.out) {
-    const int64_t channels = step.out->shape.c;
-    step.clear_border(run.arena, channels * worker / kind.team, channels * (worker + 1) / kind.team);
-  }
+  step.clear_borders(run.arena, worker, kind.team);
   if (kind.team == 1) {
     for (int64_t task = 0; task < tasks; task++) step.run(task, run, scratch);
     return;
@@ -69,7 +70,8 @@ void Slice::run_step(const Step& step, size_t index, int64_t tasks, int worker, 
 }
 
 Scratch Slice::scratch_of(float* memory) const {
-  return {memory, memory + round_up(scratch_size_.gathered), memory + round_up(scratch_size_.gathered) + round_up(scratch_size_.partial)};
+  float* partial = memory + round_up(scratch_size_.gathered);
+  return {memory, partial, partial + round_up(scratch_size_.partial)};
 }
 
 ptrdiff_t Slice::scratch_floats() const {
@@ -144,7 +146,8 @@ void Slice::tune_convolution(Team& team, size_t index, ConvStep& conv, const Run
 void Slice::tune(Team& team, float* arena) {
   const Shape in = program_.shapes.front(), out = program_.shapes.back();
   const int images = kind.images;
-  std::vector<float> noise(hasty_ ? 0 : size_t(images * in.elements())), result(hasty_ ? 0 : size_t(images * out.elements()));
+  std::vector<float> noise(hasty_ ? 0 : size_t(images * in.elements()));
+  std::vector<float> result(hasty_ ? 0 : size_t(images * out.elements()));
   uint32_t state = 1;
   for (float& x : noise) {
     state = state * 1664525u + 1013904223u;
@@ -163,7 +166,8 @@ void Slice::place_storages() {
   // The largest first, each at the lowest place that is free as long as it lives.
   std::vector<Live*> order;
   for (Live& live : storages_) order.push_back(&live);
-  std::stable_sort(order.begin(), order.end(), [](const Live* a, const Live* b) { return a->storage->size() > b->storage->size(); });
+  std::stable_sort(order.begin(), order.end(),
+                   [](const Live* a, const Live* b) { return a->storage->size() > b->storage->size(); });
   std::vector<Live*> placed;  // by offset
   ptrdiff_t end = kGuard;
   for (Live* live : order) {

@@ -41,7 +41,6 @@ class Slice {
   const std::vector<std::unique_ptr<Step>>& steps() const { return steps_; }
 
   const SliceKind kind;
-  double milliseconds = 0;
 
  private:
   void lower();

@@ -27,7 +27,7 @@ extern "C" {
 
 #define SPLORE_ABI 1 /* splore_abi() of a library that fits this header */
 
-/* An array of the program. It must stay in place, unchanged, as long as the engine lives: the engine reads it at every plan. */
+/* An array of the program. It must stay in place, unchanged, as long as the engine lives: every plan reads it. */
 typedef struct splore_array {
   const void* data;
   int64_t count; /* elements */
@@ -70,9 +70,28 @@ enum {
   SPLORE_OP_WORDS
 };
 
-enum { SPLORE_CONV, SPLORE_MAX_POOL, SPLORE_AVG_POOL, SPLORE_ADD, SPLORE_MUL, SPLORE_ACTIVATE, SPLORE_AFFINE, SPLORE_CONCAT, SPLORE_FLATTEN };
+enum {
+  SPLORE_CONV,
+  SPLORE_MAX_POOL,
+  SPLORE_AVG_POOL,
+  SPLORE_ADD,
+  SPLORE_MUL,
+  SPLORE_ACTIVATE,
+  SPLORE_AFFINE,
+  SPLORE_CONCAT,
+  SPLORE_FLATTEN
+};
 
-enum { SPLORE_NONE, SPLORE_RELU, SPLORE_RELU6, SPLORE_SILU, SPLORE_SIGMOID, SPLORE_HARDSWISH, SPLORE_HARDSIGMOID, SPLORE_GELU };
+enum {
+  SPLORE_NONE,
+  SPLORE_RELU,
+  SPLORE_RELU6,
+  SPLORE_SILU,
+  SPLORE_SIGMOID,
+  SPLORE_HARDSWISH,
+  SPLORE_HARDSIGMOID,
+  SPLORE_GELU /* the exact one, with erf */
+};
 
 typedef struct splore_program {
   int64_t input[3]; /* C, H, W */
@@ -91,7 +110,8 @@ SPLORE_API int splore_abi(void);
 
 /* Checks the whole program, shapes, sizes and indices, and makes an engine. `isa` is "avx512", "avx2", "generic", or NULL or ""
  * for the best of this machine. The structs may go after the call; the arrays' data may not. */
-SPLORE_API int splore_create(const splore_program* program, const char* isa, splore_engine** engine, char* error, size_t error_size);
+SPLORE_API int splore_create(const splore_program* program, const char* isa, splore_engine** engine, char* error,
+                             size_t error_size);
 
 /* Keeps, for later plans, only those kernels whose description contains `kernel`, where an operation has one; "" lifts it.
  * For tests. */

@@ -36,17 +36,19 @@ class Step {
   virtual int64_t multiply_adds() const { return 0; }  // of one image
   virtual int64_t packed_bytes() const { return 0; }
 
-  // Zeros around the output's channels [begin, end); run by any worker during the step.
-  void clear_border(float* arena, int64_t begin, int64_t end) const;
+  // Zeros around worker's share of the channels of what the step writes; done by every worker during the step.
+  void clear_borders(float* arena, int worker, int team) const;
 
   const int op;              // of the program, -1 for the way in, -2 for the way out
   const Storage* const out;  // null for the way out
+  const Storage* second = nullptr;  // what it writes beside, if anything
   double milliseconds = 0;
 };
 
 std::unique_ptr<Step> input_step(const Layout& layout, const Kernels& kernels, const Storage& out);
 std::unique_ptr<Step> output_step(const Layout& layout, const Kernels& kernels, const Storage& in);
-std::unique_ptr<Step> pool_step(int index, const Op& op, const Layout& layout, const Kernels& kernels, const Storage& in, const Storage& out);
+std::unique_ptr<Step> pool_step(int index, const Op& op, const Layout& layout, const Kernels& kernels, const Storage& in,
+                                const Storage& out);
 std::unique_ptr<Step> flatten_step(int index, const Layout& layout, const Kernels& kernels, const Storage& in, const Storage& out);
 
 // act(f(a, b)): see MapKind. A value may be written to channels from `channel` on of a larger one, for concat.
@@ -59,6 +61,7 @@ struct MapRequest {
   const float* shift = nullptr;
   int64_t channel = 0;
 };
-std::unique_ptr<Step> map_step(int index, const MapRequest& request, const Layout& layout, const Kernels& kernels, const Storage& out);
+std::unique_ptr<Step> map_step(int index, const MapRequest& request, const Layout& layout, const Kernels& kernels,
+                               const Storage& out);
 
 }  // namespace splore

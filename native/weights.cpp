@@ -151,7 +151,8 @@ void PackedConv::pack_sparse(const SparseMatrix& matrix, const PackRequest& requ
   std::vector<int32_t> order;
   for (const ConvPart& part : parts) {
     for (size_t block = 0; block < block_count; block++) {
-      auto count = [&](int64_t i) { return cut[size_t(i) * (block_count + 1) + block + 1] - cut[size_t(i) * (block_count + 1) + block]; };
+      const auto first = [&](int64_t i) { return cut[size_t(i) * (block_count + 1) + block]; };
+      const auto count = [&](int64_t i) { return cut[size_t(i) * (block_count + 1) + block + 1] - first(i); };
       order.resize(size_t(part.end - part.begin));
       std::iota(order.begin(), order.end(), part.begin);
       std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return count(a) > count(b); });
@@ -160,8 +161,7 @@ void PackedConv::pack_sparse(const SparseMatrix& matrix, const PackRequest& requ
       for (int32_t i : order) {
         if (!count(i) && !needed) break;
         rows.push_back({i, int32_t(count(i))});
-        const uint32_t from = cut[size_t(i) * (block_count + 1) + block];
-        for (uint32_t e = from; e < from + count(i); e++) entries.push_back({matrix.values[e], offsets[matrix.columns[e]]});
+        for (uint32_t e = first(i); e < first(i) + count(i); e++) entries.push_back({matrix.values[e], offsets[matrix.columns[e]]});
       }
       piece.row_count = rows.size() - piece.row;
       pieces.push_back(piece);

@@ -163,6 +163,9 @@ class NativeProgram:
         self._library.splore_table(self._engine, text, size)
         rows = json.loads(text.value)
         for row in rows:
+            nanoseconds = row.pop("nanoseconds")
+            row["ms"] = nanoseconds / 1e6
+            row["gmacs_per_s"] = row["macs"] / max(nanoseconds, 1)
             row["name"] = self.program.ops[row["op"]].name if row["op"] >= 0 else row["kernel"]
         return rows
 
