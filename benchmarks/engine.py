@@ -80,7 +80,10 @@ def measure(model: torch.nn.Module, options: argparse.Namespace, batch: int, pee
     engine = compile(model, x, options.threads)
     runs: dict[str, Run] = {"engine": engine}
     for peer in peers:
-        runs[peer] = PEERS[peer][1](dense, x, options.threads)
+        try:
+            runs[peer] = PEERS[peer][1](dense, x, options.threads)
+        except Exception as error:  # whatever a peer's compiler or converter raises
+            print(f"left out: {peer}, because it can't run this network here: {error}")
     errors = {name: relative_error(run(x.numpy()), expected) for name, run in runs.items()}
     for name, error in errors.items():
         if not error <= TOLERANCE:

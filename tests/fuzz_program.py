@@ -5,11 +5,13 @@
 Every file is a valid one, changed: bytes flipped, cut, repeated; its header edited; its structure or its tensors edited
 and signed again, so that the checksum hides nothing. Files that load are run with the native library, where it loads;
 for a library built with a sanitizer, name it in SPLORE_LIBRARY and the sanitizer's runtime in LD_PRELOAD. Whatever else
-than a ValueError comes up, a crash included, leaves the file at hand in the directory that is printed at the start.
+than a ValueError comes up, a crash or a hang included, leaves the file at hand in the directory that is printed at the
+start.
 """
 
 import argparse
 import copy
+import faulthandler
 import json
 import resource
 import struct
@@ -33,6 +35,8 @@ HOSTILE = (
     "", "conv", "relu", "max", "\ud800", "x" * 999, [], {}, [[]], [0], [1, 1], [1, 1, 1], [0, 0, 0, 0], [2**31] * 2,
     [2**20] * 4, [-1, -1], list(range(50)),
 )  # fmt: skip
+HANGS = 120  # seconds after which a file counts as a hang: every thread's stack is printed, and the process ends
+MOST = 1024  # MiB of memory that the process may reach; the files are a few KiB, and what runs is SMALL
 SMALL = 3_000_000  # multiply-adds and elements up to which a valid file is run
 
 
@@ -203,10 +207,12 @@ def fuzz(files: int, seed: int, directory: Path, run: Callable, seconds: float =
     for number in range(files):
         if number % 500 == 499:  # fresh programs now and then
             seeds[rng.integers(len(seeds))] = random_program(int(rng.integers(1 << 30)))
+        faulthandler.dump_traceback_later(HANGS, exit=True)
         path.write_bytes(mutate(seeds[rng.integers(len(seeds))], rng))
         found[check(path, run)] += 1
         if time.monotonic() - start > seconds:
             break
+    faulthandler.cancel_dump_traceback_later()
     path.unlink()
     return found
 
@@ -226,7 +232,9 @@ def main() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     counts = ", ".join(f"{count} {what}" for what, count in sorted(found.items()))
     print(f"{sum(found.values())} files in {time.monotonic() - start:.0f} s: {counts}; peak memory {peak:.0f} MiB")
-    return 0
+    if peak > MOST:
+        print(f"some file took more memory than it justifies: expected at most {MOST} MiB")
+    return int(peak > MOST)
 
 
 if __name__ == "__main__":

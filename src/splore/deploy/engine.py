@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from splore.deploy import plan_table, program_file
+from splore.deploy.native import usable_cores
 from splore.deploy.program import Floats, Program
 from splore.deploy.program_segment import ProgramSegment, fastest_ms
 
@@ -144,8 +145,3 @@ def run_torch(module: "nn.Module | TorchSegment", x: Floats, threads: int) -> Fl
             return module(torch.from_numpy(np.require(x, requirements=["C", "W"]))).numpy()
     finally:
         torch.set_num_threads(before)
-
-
-def usable_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
