@@ -28,6 +28,8 @@ std::vector<TileShape> ConvStep::shapes() const {
       outputs = double((out->vectors + s.columns - 1) / s.columns * s.columns) / double(out->vectors);
     } else {
       if (s.rows > out->shape.h || s.columns > out->shape.w || vectors_only(s.rows, s.columns)) continue;
+      // Over its own residual, no output may be computed twice.
+      if (residual_ == out && (out->shape.h % s.rows || out->shape.w % s.columns)) continue;
       outputs = double((out->shape.h + s.rows - 1) / s.rows * s.rows) / double(out->shape.h) *
                 double((out->shape.w + s.columns - 1) / s.columns * s.columns) / double(out->shape.w);
     }

@@ -7,6 +7,13 @@ namespace {
 
 ptrdiff_t round_up(ptrdiff_t x, ptrdiff_t to) { return (x + to - 1) / to * to; }
 
+// The planes of a power of two would all fall into the same few sets of a cache, where a tile reads one place of many of them.
+ptrdiff_t spread(ptrdiff_t plane, ptrdiff_t lanes) {
+  const ptrdiff_t vectors = round_up(plane, lanes) / lanes;
+  const ptrdiff_t more = vectors % 16 ? 0 : vectors >= 64 ? 9 : 1;
+  return (vectors + more) * lanes;
+}
+
 // Several consumers' borders together may be far larger than any one of them.
 void expect_size(const Storage& s) {
   if (s.plane > (ptrdiff_t(1) << 34) / s.shape.c) throw Error("the program needs too much memory");
@@ -30,7 +37,7 @@ Storage Layout::storage(const Shape& shape, const Border& border) {
     s.image = 1;
     s.row = (border.left + shape.w + border.right) * lanes;
     s.first = border.top * s.row + border.left * lanes;
-    s.plane = (border.top + shape.h + border.bottom) * s.row;
+    s.plane = spread((border.top + shape.h + border.bottom) * s.row, lanes);
     expect_size(s);
     return s;
   }
@@ -43,7 +50,7 @@ Storage Layout::storage(const Shape& shape, const Border& border) {
   // The last image's lower border is not part of the vectors, but of what is read beyond them.
   const ptrdiff_t used = (images - 1) * s.image + (shape.h - 1) * s.row + shape.w;
   s.vectors = round_up(used, lanes) / lanes;
-  s.plane = s.first + s.vectors * lanes + round_up(between * s.row + beside, lanes);
+  s.plane = spread(s.first + s.vectors * lanes + round_up(between * s.row + beside, lanes), lanes);
   expect_size(s);
   s.mask = mask(s);
   return s;

@@ -45,6 +45,7 @@ class Slice {
  private:
   void lower();
   const Storage* add_storage(const Shape& shape, const Border& border, int born, int dies);
+  void extend_life(const Storage* storage, int dies);
   void place_storages();
   void run_step(const Step& step, size_t index, int64_t tasks, int worker, const Run& run, const Scratch& scratch);
   double time_step(Team& team, size_t index, int64_t tasks, const Run& run, int repeats);

@@ -115,6 +115,25 @@ def test_a_timed_plan_equals_the_reference(monkeypatch):
     assert all(row["ms"] > 0 for row in rows) and rows[2]["macs"] > 0
 
 
+@pytest.mark.parametrize("side", [(8, 8), (5, 7), (14, 28), (3, 4), (9, 9)])
+@pytest.mark.parametrize("pre", [False, True])
+@pytest.mark.parametrize("images", [2, 16, 20])
+def test_chains_of_residuals(side, pre, images):
+    rng = np.random.default_rng(0)
+    c = 12
+
+    def conv(name: str, *inputs: int, pre: bool = False) -> Conv:
+        weight = Weight(**random_sparse(rng, c, 9 * c, 0.2))
+        before = Scale(floats(rng, c), floats(rng, c)) if pre else None
+        return Conv(name, inputs, weight, floats(rng, c), (3, 3), pad=(1,) * 4, act=Act.RELU6, pre=before)
+
+    ops = [conv("in", 0)]
+    for _ in range(3):
+        x = len(ops)
+        ops += [conv("one", x, pre=pre), conv("two", x + 1, x)]
+    expect_equal(Program((c, *side), tuple(ops)), images, threads=2)
+
+
 @pytest.mark.parametrize("act", list(Act))
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_activation(act, isa):
