@@ -21,6 +21,7 @@ _HOMES = {
     "train.masks": ("hold_masks",),
     "postprocess.prune": ("cubic", "cut_ranks", "energy_share", "lamp", "magnitude", "prune", "relative"),
     "postprocess.recalibrate": ("recalibrate",),
+    "deploy.engine": ("Engine", "compile"),
     "deploy.file": ("ModelFileError", "load", "save"),
     "measure.evaluate": ("evaluate",),
     "zoo.build": ("build",),
@@ -30,6 +31,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
+    from splore.deploy.engine import Engine, compile
     from splore.deploy.file import ModelFileError, load, save
     from splore.design.cost import cost
     from splore.design.decompose import Design, Summary, decompose, materialise

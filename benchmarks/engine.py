@@ -1,0 +1,190 @@
+"""The engine beside the dense network in other runtimes, in one run.
+
+    python benchmarks/engine.py --net vgg19 --kept 0.03 --rank 4 --batch 1 32 --json results.json
+
+Every runtime gets the same weights, folded dense, and its results are compared with the dense network in PyTorch before
+anything is timed. The runtimes then take turns, so that a busy moment of the machine meets all of them; a figure is the
+median of `--repeats` such turns.
+"""
+
+import argparse
+import gc
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from memory import peak_mib
+from networks import Structure, images, network
+from runtimes import PEERS, Run, export, missing, quiet, versions
+
+from splore.deploy.capture import densified
+from splore.deploy.engine import Engine, compile, run_torch
+from splore.measure.provenance import provenance
+
+TOLERANCE = 1e-4  # of the largest result, for the engine and for every peer
+SAMPLE = 0.02  # seconds that a timed sample takes at least, as a sum of runs
+PAUSE = 0.01  # seconds between two samples, for the threads of the runtime before to fall asleep
+
+
+def main() -> int:
+    options = arguments()
+    quiet()
+    torch.set_num_threads(options.threads)
+    peers = chosen_peers(options.peers)
+    structure = Structure(options.kept, options.rank)
+    model, kept = network(options.net, structure)
+    print(f"{options.net}: keeps {kept:.4g} of the parameters (rank {options.rank:g}), {options.threads} threads")
+    rows = [measure(model, options, batch, peers) | {"kept": round(kept, 5)} for batch in options.batch]
+    if options.json:
+        add_rows(Path(options.json), rows)
+    return 0
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--net", default="vgg19", help="vgg19, preactresnet56, resnet50, torchvision:NAME or timm:NAME")
+    parser.add_argument("--kept", type=float, default=0.03, help="share of the parameters that is kept")
+    parser.add_argument(
+        "--rank", type=float, default=4, help="rank of every layer, or below 1 the share of L in a layer"
+    )
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 32], help="images at a time")
+    parser.add_argument("--threads", type=int, default=2, help="of every runtime")
+    parser.add_argument("--size", type=int, help="height and width of the images")
+    parser.add_argument("--repeats", type=int, default=20, help="timed turns of every runtime")
+    parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS), help="what to compare with")
+    parser.add_argument("--layers", action="store_true", help="print the plan, and the share of the peak of each layer")
+    parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
+    parser.add_argument(
+        "--json", help="file of rows to add to; a row of the same net, kept, batch and threads is replaced"
+    )
+    return parser.parse_args()
+
+
+def chosen_peers(names: list[str]) -> list[str]:
+    for name in names:
+        if missing(name):
+            print(f"left out: {name}, because {', '.join(missing(name))} is not installed: pip install 'splore[bench]'")
+    return [name for name in names if not missing(name)]
+
+
+def measure(model: torch.nn.Module, options: argparse.Namespace, batch: int, peers: list[str]) -> dict:
+    """One row: the engine and the peers on one batch size."""
+    x = images(options.net, batch, options.size)
+    dense = densified(model)[0]
+    expected = run_torch(dense, x.numpy(), options.threads)
+    engine = compile(model, x, options.threads)
+    runs: dict[str, Run] = {"engine": engine}
+    for peer in peers:
+        try:
+            runs[peer] = PEERS[peer][1](dense, x, options.threads)
+        except Exception as error:  # whatever a peer's compiler or converter raises
+            print(f"left out: {peer}, because it can't run this network here: {error}")
+    errors = {name: relative_error(run(x.numpy()), expected) for name, run in runs.items()}
+    for name, error in errors.items():
+        if not error <= TOLERANCE:
+            raise SystemExit(f"{name} differs from PyTorch by {error:.2g} of the largest result: not timed")
+    times = interleaved_ms(runs, x.numpy(), options.repeats)
+    medians = {name: round(median(samples), 4) for name, samples in times.items()}
+    ours, others = medians.pop("engine"), medians
+    row = {
+        "net": options.net, "kept": options.kept, "rank": options.rank, "batch": batch, "threads": options.threads,
+        "size": x.shape[-1], "engine_ms": ours, "peers": others,
+        "speedup": round(min(others.values()) / ours, 3) if others else None, "max_error": errors["engine"],
+        "spread": {name: [round(min(ms), 4), round(max(ms), 4)] for name, ms in times.items()},
+        "n": options.repeats, "verdict": engine.summary().splitlines()[0],
+        **provenance(), "packages": versions(),
+    }  # fmt: skip
+    if not options.no_memory:
+        row["peak_mib"] = peaks(engine, dense, x, options.threads, peers)
+    report(row, engine, options)
+    del runs
+    gc.collect()
+    return row
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+def interleaved_ms(runs: dict[str, Run], x: np.ndarray, repeats: int) -> dict[str, list[float]]:
+    """ms a run, `repeats` samples of each. An untimed run before each sample brings the weights back into the cache."""
+    counts = {}
+    for name, run in runs.items():
+        run(x)
+        start = time.perf_counter()
+        run(x)
+        counts[name] = max(1, round(SAMPLE / (time.perf_counter() - start)))
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            time.sleep(PAUSE)
+            run(x)
+            start = time.perf_counter()
+            for _ in range(counts[name]):
+                run(x)
+            samples[name].append(1e3 * (time.perf_counter() - start) / counts[name])
+    return samples
+
+
+def peaks(engine: Engine, dense: torch.nn.Module, x: torch.Tensor, threads: int, peers: list[str]) -> dict[str, float]:
+    """Peak memory in MiB of a process of its own for each runtime that can do without torch."""
+    found = {}
+    with tempfile.TemporaryDirectory() as directory:
+        program, onnx = Path(directory) / "net.splore", Path(directory) / "net.onnx"
+        try:
+            engine.save(program)
+        except ValueError:
+            return {}
+        found["engine"] = peak_mib("engine", program, tuple(x.shape), threads)
+        others = [peer for peer in peers if peer in ("ONNX Runtime", "OpenVINO")]
+        if others:
+            export(dense, x, onnx)
+        return found | {peer: peak_mib(peer, onnx, tuple(x.shape), threads) for peer in others}
+
+
+def report(row: dict, engine: Engine, options: argparse.Namespace) -> None:
+    print(f"\nbatch {row['batch']}, {row['n']} repeats, {row['hardware']['cpu']}")
+    for name, ms in sorted({"engine": row["engine_ms"], **row["peers"]}.items(), key=lambda item: item[1]):
+        low, high = row["spread"][name]
+        memory = f"  {row['peak_mib'][name]:8.1f} MiB" if name in row.get("peak_mib", {}) else ""
+        print(f"  {name:14} {ms:9.3f} ms  ({low:.3f} to {high:.3f}){memory}")
+    if row["speedup"]:
+        print(f"  {row['speedup']:.2f}x the fastest peer; largest error {row['max_error']:.1e}; {row['verdict']}")
+    if options.layers:
+        peak = peak_gmacs(options.threads)
+        print(f"\n{engine.summary()}\npeak (a product of two matrices in torch): {peak:.0f} GMAC/s")
+        for step in engine.steps():
+            if step["macs"]:
+                print(f"  {step['name']:40} {step['gmacs_per_s']:8.1f} GMAC/s  {step['gmacs_per_s'] / peak:6.1%}")
+
+
+def peak_gmacs(threads: int) -> float:
+    """10^9 multiply-adds a second that a large matrix product reaches on this machine."""
+    torch.set_num_threads(threads)
+    a = torch.randn(2048, 2048)
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - start)
+    return 2048**3 / best / 1e9
+
+
+def add_rows(path: Path, rows: list[dict]) -> None:
+    """Adds the rows to a JSON file, in the place of those of the same measurement."""
+
+    def key(row: dict) -> tuple:
+        return tuple(row[name] for name in ("net", "kept", "rank", "batch", "threads", "size"))
+
+    old = json.loads(path.read_text()) if path.exists() else []
+    new = {key(row): row for row in [*old, *rows]}
+    path.write_text(json.dumps(list(new.values()), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+// Which kernels are worth timing for a convolution.
+#include <algorithm>
+#include <cmath>
+
+#include "conv_step.h"
+
+namespace splore {
+namespace {
+
+constexpr int64_t kFirstLevel = 30 << 10;  // bytes of a tile's input that stay in the first-level cache, with room for the rest
+constexpr int64_t kMostBlocks = 32;
+constexpr int64_t kMostFolded = int64_t(1) << 26;  // elements of a weight that is folded dense
+
+}  // namespace
+
+// Tiles that fit the map and waste little by reaching back, the largest first.
+std::vector<TileShape> ConvStep::shapes() const {
+  struct Rated {
+    TileShape shape;
+    double outputs;  // computed for each one needed
+  };
+  std::vector<Rated> rated;
+  double least = 1e9;
+  for (const TileShape& s : kTiles) {
+    double outputs;
+    if (layout_.pixels) {
+      if (s.rows > 1 || s.columns > out->vectors) continue;
+      outputs = double((out->vectors + s.columns - 1) / s.columns * s.columns) / double(out->vectors);
+    } else {
+      if (s.rows > out->shape.h || s.columns > out->shape.w || vectors_only(s.rows, s.columns)) continue;
+      // Over its own residual, no output may be computed twice.
+      if (residual_ == out && (out->shape.h % s.rows || out->shape.w % s.columns)) continue;
+      outputs = double((out->shape.h + s.rows - 1) / s.rows * s.rows) / double(out->shape.h) *
+                double((out->shape.w + s.columns - 1) / s.columns * s.columns) / double(out->shape.w);
+    }
+    // A small tile reads its weights for too few outputs: count them as some more.
+    outputs *= 1 + 1.2 / (s.rows * s.columns);
+    rated.push_back({s, outputs});
+    least = std::min(least, outputs);
+  }
+  std::vector<TileShape> shapes;
+  std::sort(rated.begin(), rated.end(), [](const Rated& a, const Rated& b) { return a.outputs < b.outputs; });
+  for (const Rated& r : rated)
+    if (r.outputs <= least * 1.25 && shapes.size() < 6) shapes.push_back(r.shape);
+  return shapes;
+}
+
+// Input channels whose part of a tile fits into so many bytes.
+int64_t ConvStep::block_for(TileShape s, int64_t bytes) const {
+  const Window& w = op_.window;
+  const int64_t reach_h = (s.rows - 1) * w.stride_h + (w.kernel_h - 1) * w.dilation_h + 1;
+  const int64_t reach_w = (s.columns - 1) * w.stride_w + (w.kernel_w - 1) * w.dilation_w + 1;
+  int64_t floats = reach_h * reach_w * layout_.lanes;
+  if (layout_.pixels)  // a run of the flattened plane, and what the taps reach beyond it
+    floats = s.columns * layout_.lanes + std::min(w.kernel_h, (w.kernel_h - 1) * w.dilation_h) * (in_.row + layout_.lanes);
+  const int64_t channels = in_.shape.c;
+  const int64_t fit = std::max<int64_t>(1, bytes / (floats * 4));
+  const int64_t blocks = std::min(kMostBlocks, (channels + fit - 1) / fit);
+  return (channels + blocks - 1) / blocks;
+}
+
+std::vector<ConvChoice> ConvStep::candidates() const {
+  const Weight& w = op_.weight;
+  const int64_t channels = in_.shape.c, k = channels * op_.window.taps();
+  const double density = double(matrix().nonzeros()) / double(w.n * k);
+  const bool may_fold = op_.groups == 1 && w.n * k <= kMostFolded;
+  // At low densities a dense kernel cannot win; where all is dense a stream cannot.
+  const bool try_dense = may_fold && (density > 0.1 || w.rank * (w.n + k) > w.n * k / 3 || k <= 64 || !w.rank);
+  const bool try_sparse = !may_fold || density < 0.75;
+  const double row_entries = double(matrix().nonzeros()) / double(w.n);
+
+  std::vector<ConvChoice> list;
+  for (const bool gathered : {false, true}) {
+    if (!gathered && !readable_in_place()) continue;
+    // Gathering pays where reading in place is unaligned.
+    if (gathered && readable_in_place() && (!layout_.pixels || op_.window.taps() == 1)) continue;
+    for (const TileShape& shape : shapes()) {
+      ConvChoice c;
+      c.gathered = gathered;
+      while (kTiles[c.tile].rows != shape.rows || kTiles[c.tile].columns != shape.columns) c.tile++;
+      const int64_t vectors = shape.rows * shape.columns;
+      const int64_t column_bytes = op_.window.taps() * vectors * layout_.lanes * 4;
+      auto block = [&](int64_t bytes) {
+        // An output channel of a grouped convolution reads few channels: they are in the cache anyhow.
+        if (!gathered && op_.groups > 1) return channels;
+        if (!gathered) return block_for(shape, bytes);
+        const int64_t fit = std::max<int64_t>(1, bytes / column_bytes);
+        const int64_t blocks = std::min(kMostBlocks, (channels + fit - 1) / fit);
+        return (channels + blocks - 1) / blocks;
+      };
+      const int64_t tiles = layout_.pixels ? (out->vectors + shape.columns - 1) / shape.columns
+                                           : (out->shape.h + shape.rows - 1) / shape.rows * ((out->shape.w + shape.columns - 1) / shape.columns);
+      c.parts = team_ == 1 || tiles >= 4 * team_ ? 1 : team_;
+      if (try_sparse) {
+        c.dense = false;
+        c.dense_finish = w.rank && (w.rank >= 8 || !matrix().nonzeros());
+        // Blocks of half a megabyte stay in the second-level cache; smaller ones need enough entries a row to pay.
+        int64_t last = 0;
+        for (const int64_t bytes : {int64_t(640) << 10, 2 * kFirstLevel, kFirstLevel}) {
+          c.block_channels = block(bytes);
+          if (c.block_channels == last) continue;
+          const double entries = row_entries * double(c.block_channels) / double(channels);
+          if (last && row_entries > 0 && entries * double(vectors) < 48) continue;
+          last = c.block_channels;
+          list.push_back(c);
+        }
+      }
+      if (try_dense) {
+        c.dense = true, c.dense_finish = false;
+        int64_t last = 0;
+        for (const int64_t bytes : {kFirstLevel, 4 * kFirstLevel}) {
+          c.block_channels = block(bytes);
+          if (c.block_channels != last) list.push_back(c);
+          last = c.block_channels;
+        }
+      }
+    }
+  }
+  return list;
+}
+
+std::string ConvStep::signature() const {
+  const Window& w = op_.window;
+  const double elements = double(op_.weight.n * in_.shape.c * w.taps());
+  const int64_t density = std::lround(40.0 * double(matrix().nonzeros()) / elements);
+  std::string text;
+  for (int64_t x : {in_.shape.c, in_.shape.h, in_.shape.w, out->shape.c, w.kernel_h, w.kernel_w, w.stride_h, w.stride_w,
+                    w.dilation_h, w.dilation_w, w.top, w.left, op_.groups, op_.weight.rank, density,
+                    int64_t(residual_ != nullptr), int64_t(second != nullptr), int64_t(in_.plane), int64_t(out->plane)})
+    text += std::to_string(x) + ",";
+  return text;
+}
+
+}  // namespace splore

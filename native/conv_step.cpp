@@ -1,0 +1,197 @@
+#include "conv_step.h"
+
+#include <algorithm>
+
+namespace splore {
+namespace {
+
+constexpr ptrdiff_t kGuard = 256;  // floats around the arena that a gathered run may read over
+
+int32_t checked(ptrdiff_t offset) {
+  if (offset > INT32_MAX || offset < INT32_MIN) throw Error("a convolution is too large");
+  return int32_t(offset);
+}
+
+}  // namespace
+
+ConvStep::ConvStep(int index, const Op& op, const Values& values, const Layout& layout, const Kernels& kernels, int team)
+    : Step(index, &values.out),
+      op_(op),
+      in_(values.in),
+      residual_(values.residual),
+      layout_(layout),
+      kernels_(kernels),
+      team_(team) {}
+
+void ConvStep::write_second(const Storage& storage, const float* scale, const float* shift) {
+  second = &storage;
+  second_scale_ = scale, second_shift_ = shift;
+}
+
+const SparseMatrix& ConvStep::matrix() const {
+  if (!matrix_) matrix_ = std::make_unique<SparseMatrix>(op_, in_.shape.c);
+  return *matrix_;
+}
+
+bool ConvStep::readable_in_place() const {
+  const Window& w = op_.window;
+  if (!layout_.pixels) return w.stride_h >= 1 && w.stride_w <= 2;
+  const bool same_map = w.stride_h == 1 && w.stride_w == 1 && in_.shape.h == out->shape.h && in_.shape.w == out->shape.w;
+  return same_map && (layout_.bordered(in_.shape) || w.taps() == 1);
+}
+
+std::vector<int32_t> ConvStep::offsets_in_place() const {
+  const Window& w = op_.window;
+  std::vector<int32_t> offsets;
+  offsets.reserve(size_t(in_.shape.c * w.taps()));
+  for (int64_t c = 0; c < in_.shape.c; c++)
+    for (int64_t i = 0; i < w.kernel_h; i++)
+      for (int64_t j = 0; j < w.kernel_w; j++)
+        offsets.push_back(checked(c * in_.plane + (i * w.dilation_h - w.top) * in_.row + (j * w.dilation_w - w.left) * in_.column));
+  return offsets;
+}
+
+void ConvStep::choose(const ConvChoice& choice) {
+  choice_ = choice;
+  const TileShape shape = kTiles[choice.tile];
+  const int tile_floats = shape.rows * shape.columns * layout_.lanes;
+  std::vector<int32_t> offsets;
+  if (!choice.gathered) offsets = offsets_in_place();
+  const PackRequest request{in_.shape.c, op_.window.taps(), choice.block_channels, choice.parts, tile_floats,
+                            choice.gathered, choice.dense, choice.dense_finish, &offsets};
+  packed_.reset();
+  packed_ = std::make_unique<PackedConv>(op_, matrix(), request);
+
+  const Window& w = op_.window;
+  kernel_ = kernels_.conv[choice.tile][layout_.pixels || choice.gathered ? 0 : w.stride_w - 1];
+  args_ = {};
+  args_.n = int32_t(op_.weight.n), args_.act = int32_t(op_.act);
+  args_.rank = choice.dense ? 0 : int32_t(op_.weight.rank);
+  args_.blocks = packed_->blocks.data(), args_.block_count = int32_t(packed_->blocks.size());
+  args_.bias = op_.bias, args_.a = op_.weight.a;
+  args_.a_packed = packed_->a_packed.empty() ? nullptr : packed_->a_packed.data();
+  args_.t_offsets = packed_->t_offsets.data();
+  args_.x_row = w.stride_h * in_.row;
+  args_.out_row = out->row, args_.out_plane = out->plane;
+  if (second) {
+    args_.second_scale = second_scale_, args_.second_shift = second_shift_;
+    args_.second_row = second->row, args_.second_plane = second->plane;
+  }
+  if (residual_) args_.residual_row = residual_->row, args_.residual_plane = residual_->plane;
+  if (layout_.pixels) {
+    tiles_down_ = 1;
+    tiles_across_ = (out->vectors + shape.columns - 1) / shape.columns;
+  } else {
+    tiles_down_ = (out->shape.h + shape.rows - 1) / shape.rows;
+    tiles_across_ = (out->shape.w + shape.columns - 1) / shape.columns;
+  }
+  if (choice.gathered) {
+    prepare_gather(shape);
+    args_.gather = &gather_;
+  }
+}
+
+void ConvStep::prepare_gather(TileShape) {
+  const Window& w = op_.window;
+  const int lanes = layout_.lanes;
+  gather_ = {};
+  gather_index_.clear(), gather_starts_.clear(), gather_taps_.clear();
+  gather_.plane = in_.plane;
+  gather_.tap_count = int32_t(w.taps());
+  gather_.row = w.stride_h * in_.row, gather_.column = w.stride_w * in_.column;
+  if (!layout_.pixels) {
+    for (int64_t i = 0; i < w.kernel_h; i++)
+      for (int64_t j = 0; j < w.kernel_w; j++)
+        gather_taps_.push_back(checked((i * w.dilation_h - w.top) * in_.row + (j * w.dilation_w - w.left) * in_.column));
+    gather_.taps = gather_taps_.data();
+    return;
+  }
+  gather_.vectors = out->vectors;
+  const size_t floats = size_t(out->vectors) * size_t(lanes);
+  gather_index_.assign(size_t(w.taps()) * floats, -1);
+  size_t tap = 0;
+  for (int64_t i = 0; i < w.kernel_h; i++)
+    for (int64_t j = 0; j < w.kernel_w; j++, tap++)
+      for (int image = 0; image < layout_.images; image++)
+        for (int64_t y = 0; y < out->shape.h; y++) {
+          const int64_t from_y = y * w.stride_h + i * w.dilation_h - w.top;
+          if (from_y < 0 || from_y >= in_.shape.h) continue;
+          for (int64_t x = 0; x < out->shape.w; x++) {
+            const int64_t from_x = x * w.stride_w + j * w.dilation_w - w.left;
+            if (from_x < 0 || from_x >= in_.shape.w) continue;
+            gather_index_[tap * floats + size_t(image * out->image + y * out->row + x)] =
+                checked(in_.first + image * in_.image + from_y * in_.row + from_x);
+          }
+        }
+  gather_starts_.assign(size_t(w.taps()) * size_t(out->vectors), kNoRun);
+  for (size_t v = 0; v < gather_starts_.size(); v++) {
+    const int32_t* index = gather_index_.data() + v * size_t(lanes);
+    bool run = true, any = false;
+    ptrdiff_t start = 0;
+    for (int l = 0; l < lanes; l++) {
+      if (index[l] < 0) continue;
+      if (any && index[l] - l != start) run = false;
+      start = index[l] - l, any = true;
+    }
+    if (run && start >= -kGuard && start + lanes <= in_.plane + kGuard) gather_starts_[v] = int32_t(start);
+  }
+  gather_.index = gather_index_.data(), gather_.starts = gather_starts_.data();
+}
+
+void ConvStep::run(int64_t task, const Run& run, const Scratch& scratch) const {
+  const auto part_count = int64_t(packed_->parts.size());
+  const ConvPart& part = packed_->parts[size_t(task % part_count)];
+  const int64_t index = task / part_count;
+  const TileShape shape = kTiles[choice_.tile];
+  // The last tile of a row reaches back over the one before: it computes some outputs again rather than too many.
+  ConvTile tile{};
+  ptrdiff_t out_at = 0, residual_at = 0, second_at = 0;
+  const float* in = in_.pixels(run.arena);
+  if (layout_.pixels) {
+    tile.vector = std::max<ptrdiff_t>(0, std::min<ptrdiff_t>(index * shape.columns, out->vectors - shape.columns));
+    out_at = residual_at = second_at = tile.vector * layout_.lanes;
+    tile.x = choice_.gathered ? run.arena + in_.offset : in + out_at;
+    tile.mask = out->mask + out_at;
+  } else {
+    const int64_t y = std::min<int64_t>(index / tiles_across_ * shape.rows, out->shape.h - shape.rows);
+    const int64_t x = std::min<int64_t>(index % tiles_across_ * shape.columns, out->shape.w - shape.columns);
+    out_at = y * out->row + x * out->column;
+    if (second) second_at = y * second->row + x * second->column;
+    if (residual_) residual_at = y * residual_->row + x * residual_->column;
+    tile.x = in + y * args_.x_row + x * op_.window.stride_w * in_.column;
+  }
+  tile.out = out->pixels(run.arena) + out_at;
+  if (second) tile.second = second->pixels(run.arena) + second_at;
+  if (residual_) tile.residual = residual_->pixels(run.arena) + residual_at;
+  kernel_(args_, part, tile, scratch);
+}
+
+ScratchSize ConvStep::scratch() const {
+  const TileShape shape = kTiles[choice_.tile];
+  const ptrdiff_t tile = shape.rows * shape.columns * layout_.lanes;
+  ScratchSize size;
+  if (choice_.gathered) size.gathered = packed_->most_columns * tile;
+  if (args_.block_count > 1 || args_.a_packed) size.partial = op_.weight.n * tile;
+  size.t = args_.rank * tile;
+  return size;
+}
+
+int64_t ConvStep::multiply_adds() const {
+  const int64_t pixels = out->shape.h * out->shape.w;
+  const Weight& w = op_.weight;
+  if (choice_.dense) return w.n * w.k * pixels;
+  return (matrix().nonzeros() + w.rank * (w.n + w.k)) * pixels;
+}
+
+std::string ConvStep::describe(const ConvChoice& choice) const {
+  const TileShape shape = kTiles[choice.tile];
+  std::string text = choice.dense ? "dense" : "sparse";
+  if (!choice.dense && op_.weight.rank) text = matrix().nonzeros() ? "low rank + sparse" : "low rank";
+  if (choice.dense_finish) text += " A dense";
+  text += " " + std::to_string(shape.rows) + "x" + std::to_string(shape.columns);
+  text += " block " + std::to_string(choice.block_channels);
+  if (choice.parts > 1) text += " parts " + std::to_string(choice.parts);
+  return text + (choice.gathered ? " gathered" : " in place");
+}
+
+}  // namespace splore

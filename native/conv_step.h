@@ -1,0 +1,77 @@
+// A convolution: its candidate kernels, the one that was chosen, and its weights packed for that.
+#pragma once
+
+#include <map>
+#include <optional>
+
+#include "step.h"
+#include "threads.h"
+#include "weights.h"
+
+namespace splore {
+
+struct ConvChoice {
+  int tile = 0;                // of kTiles
+  int64_t block_channels = 0;  // input channels of a block
+  int parts = 1;               // that the output channels are cut into
+  bool dense = false;          // all parts of the weight folded; else the sparse stream
+  bool gathered = false;       // the tile is copied into columns first
+  bool dense_finish = false;   // A by the dense kernel; else as more entries in each row of the stream
+};
+
+class ConvStep : public Step {
+ public:
+  struct Values {
+    const Storage& in;
+    const Storage& out;
+    const Storage* residual;
+  };
+  // Writes relu(scale y + shift) to `storage` too: the input of a convolution that wants it so.
+  void write_second(const Storage& storage, const float* scale, const float* shift);
+
+  // `team`: the threads that will share the tasks.
+  ConvStep(int index, const Op& op, const Values& values, const Layout& layout, const Kernels& kernels, int team);
+
+  // The choices worth timing, a sound one first.
+  std::vector<ConvChoice> candidates() const;
+  void choose(const ConvChoice& choice);
+  const ConvChoice& choice() const { return choice_; }
+  std::string describe(const ConvChoice& choice) const;
+  // Steps with one signature are best served by one choice.
+  std::string signature() const;
+
+  int64_t tasks() const override { return tiles_down_ * tiles_across_ * int64_t(packed_->parts.size()); }
+  void run(int64_t task, const Run& run, const Scratch& scratch) const override;
+  ScratchSize scratch() const override;
+  std::string kernel() const override { return describe(choice_); }
+  int64_t multiply_adds() const override;
+  int64_t packed_bytes() const override { return packed_ ? packed_->bytes() : 0; }
+
+ private:
+  const SparseMatrix& matrix() const;
+  bool readable_in_place() const;
+  std::vector<int32_t> offsets_in_place() const;
+  std::vector<TileShape> shapes() const;
+  int64_t block_for(TileShape shape, int64_t bytes) const;
+  void prepare_gather(TileShape shape);
+
+  const Op& op_;
+  const Storage& in_;
+  const Storage* const residual_;
+  const Layout& layout_;
+  const Kernels& kernels_;
+  const int team_;
+  mutable std::unique_ptr<SparseMatrix> matrix_;
+
+  ConvChoice choice_;
+  std::unique_ptr<PackedConv> packed_;
+  ConvArgs args_{};
+  ConvKernel kernel_ = nullptr;
+  int64_t tiles_down_ = 1, tiles_across_ = 1;
+  Gather gather_{};
+  const float* second_scale_ = nullptr;
+  const float* second_shift_ = nullptr;
+  std::vector<int32_t> gather_index_, gather_starts_, gather_taps_;
+};
+
+}  // namespace splore

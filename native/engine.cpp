@@ -1,0 +1,222 @@
+#include "engine.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+namespace splore {
+namespace {
+
+constexpr size_t kMostSlices = 8;
+
+const Kernels* supported(const std::string& isa) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (avx512 && (isa.empty() || isa == "avx512")) return kernels_avx512();
+  if (avx2 && (isa.empty() || isa == "avx2")) return kernels_avx2();
+#endif
+  if (isa.empty() || isa == "generic") return kernels_generic();
+  throw Error("this machine has no instruction set '" + isa + "'; expected avx512, avx2 or generic, as far as it has them");
+}
+
+}  // namespace
+
+// Holds the engine for one caller. In a child after a fork, a lock that another thread of the parent held would never open,
+// and the team's threads are gone: both are made anew, and the old ones left alone.
+struct Locked {
+  explicit Locked(Engine& engine) : lock(prepared(engine)) {}
+  static std::mutex& prepared(Engine& engine) {
+    if (engine.process_ != int(getpid())) {
+      engine.process_ = int(getpid());
+      (void)engine.mutex_.release();
+      (void)engine.team_.release();
+      engine.mutex_ = std::make_unique<std::mutex>();
+    }
+    return *engine.mutex_;
+  }
+  std::lock_guard<std::mutex> lock;
+};
+
+Engine::Engine(const splore_program& program, const std::string& isa)
+    : program_(check_program(program)), kernels_(supported(isa)), process_(int(getpid())), mutex_(std::make_unique<std::mutex>()) {}
+
+Engine::~Engine() {
+  if (process_ != int(getpid())) (void)team_.release();
+}
+
+void Engine::force(const std::string& kernel) {
+  Locked locked(*this);
+  forced_ = kernel;
+  slices_.clear();
+  cuts_.clear();
+}
+
+void Engine::plan(int64_t batch, int threads) {
+  Locked locked(*this);
+  if (threads != threads_) {
+    slices_.clear();
+    cuts_.clear();
+    threads_ = threads;
+  }
+  batch_ = batch;
+  cut(batch);
+}
+
+void Engine::ready() {
+  if (!team_ || team_->size() != threads_) {
+    team_.reset();
+    team_ = std::make_unique<Team>(threads_);
+  }
+}
+
+SliceKind Engine::rest_kind(const Cut& cut) const {
+  return cut.rest_pixels ? SliceKind{true, cut.rest, threads_} : SliceKind{false, kernels_->lanes, threads_};
+}
+
+float* Engine::memory(ptrdiff_t floats) {
+  if (ptrdiff_t(memory_.size()) < floats) {
+    memory_ = {};  // before the larger one is there
+    memory_.resize(size_t(floats));
+  }
+  return memory_.data();
+}
+
+Slice& Engine::slice(const SliceKind& kind) {
+  ready();
+  auto found = slices_.find(kind);
+  if (found == slices_.end()) {
+    // Each slice has its own packed weights: a caller of many batch sizes must not gather them all.
+    if (slices_.size() >= kMostSlices) slices_.clear();
+    auto made = std::make_unique<Slice>(program_, *kernels_, kind, forced_);
+    made->tune(*team_, memory(made->arena_floats()));
+    found = slices_.emplace(kind, std::move(made)).first;
+  }
+  return *found->second;
+}
+
+// Milliseconds of a whole slice: the least of some runs.
+double Engine::time(const SliceKind& kind) {
+  Slice& slice = this->slice(kind);
+  const std::vector<float> x(size_t(kind.images * program_.shapes.front().elements()));
+  std::vector<float> y(size_t(kind.images * program_.shapes.back().elements()));
+  double best = 1e30;
+  for (int i = 0; i < 5 && !slice.hasty(); i++) {
+    const auto start = std::chrono::steady_clock::now();
+    run_shared(slice, {memory(slice.workspace()), x.data(), y.data(), kind.images});
+    best = std::min(best, std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count());
+  }
+  return best;
+}
+
+const Engine::Cut& Engine::cut(int64_t batch) {
+  const auto known = cuts_.find(batch);
+  if (known != cuts_.end()) return known->second;
+  const int lanes = kernels_->lanes;
+  Cut cut;
+  const int64_t full = batch / lanes;
+  cut.rest = int(batch % lanes);
+  cut.alone = full / threads_ * threads_;
+  cut.shared = full - cut.alone;
+  if (cut.alone) slice({false, lanes, 1});
+  if (cut.shared) slice({false, lanes, threads_});
+  if (cut.rest) {
+    const SliceKind pixels{true, cut.rest, threads_}, padded{false, lanes, threads_};
+    // Where the answer isn't plain, the clock gives it.
+    cut.rest_pixels = cut.rest <= lanes / 4;
+    if (!cut.rest_pixels && cut.rest < lanes * 3 / 4) {
+      const double first = time(pixels), second = time(padded);
+      cut.rest_pixels = first < second;
+    }
+    slice(cut.rest_pixels ? pixels : padded);
+  }
+  return cuts_[batch] = cut;
+}
+
+void Engine::run_shared(Slice& slice, const Run& run) {
+  slice.begin();
+  float* scratch = run.arena + slice.arena_floats();
+  const std::function<void(int)> work = [&](int index) { slice.work(index, run, scratch); };
+  if (slice.kind.team == 1)
+    work(0);
+  else
+    team_->run(work);
+}
+
+void Engine::run(const float* in, float* out, int64_t batch) {
+  if (batch == 0) return;
+  Locked locked(*this);
+  ready();
+  const Cut& cut = this->cut(batch);
+  const int lanes = kernels_->lanes;
+  const int64_t in_size = program_.shapes.front().elements(), out_size = program_.shapes.back().elements();
+  int64_t done = 0;
+  if (cut.alone) {
+    Slice& alone = slice({false, lanes, 1});
+    const ptrdiff_t each = alone.workspace();
+    float* arenas = memory(each * threads_);
+    std::atomic<int64_t> next{0};
+    const std::function<void(int)> work = [&](int index) {
+      float* arena = arenas + index * each;
+      for (int64_t i; (i = next.fetch_add(1)) < cut.alone;)
+        alone.work(0, {arena, in + i * lanes * in_size, out + i * lanes * out_size, lanes}, arena + alone.arena_floats());
+    };
+    team_->run(work);
+    done = cut.alone * lanes;
+  }
+  for (int64_t i = 0; i < cut.shared; i++, done += lanes) {
+    Slice& shared = slice({false, lanes, threads_});
+    run_shared(shared, {memory(shared.workspace()), in + done * in_size, out + done * out_size, lanes});
+  }
+  if (cut.rest) {
+    Slice& rest = slice(rest_kind(cut));
+    run_shared(rest, {memory(rest.workspace()), in + done * in_size, out + done * out_size, cut.rest});
+  }
+}
+
+int64_t Engine::workspace_bytes() {
+  Locked locked(*this);
+  ptrdiff_t floats = 0;
+  for (const auto& [kind, slice] : slices_) floats = std::max(floats, slice->workspace() * (kind.team == 1 ? threads_ : 1));
+  return floats * 4;
+}
+
+int64_t Engine::packed_bytes() {
+  Locked locked(*this);
+  int64_t bytes = 0;
+  for (const auto& [kind, slice] : slices_) bytes += slice->packed_bytes();
+  return bytes;
+}
+
+std::string Engine::table() {
+  Locked locked(*this);
+  std::string text = "[";
+  const auto known = cuts_.find(batch_);
+  if (known == cuts_.end()) return "[]";
+  const Cut& cut = known->second;
+  const int lanes = kernels_->lanes;
+  // The slice that most images go through.
+  const SliceKind kind = cut.alone    ? SliceKind{false, lanes, 1}
+                         : cut.shared ? SliceKind{false, lanes, threads_}
+                                      : rest_kind(cut);
+  for (const auto& step : slices_.at(kind)->steps()) {
+    if (text.size() > 1) text += ",";
+    auto add = [&](const char* name, double value) {
+      text += std::string("\"") + name + "\": " + std::to_string(std::llround(value)) + ", ";
+    };
+    text += "\n{";
+    add("op", step->op);
+    add("images", kind.images);
+    add("threads", kind.team);
+    add("nanoseconds", step->milliseconds * 1e6);
+    add("macs", double(step->multiply_adds()) * kind.images);
+    text += "\"kernel\": \"" + step->kernel() + "\"}";
+  }
+  return text + "\n]";
+}
+
+}  // namespace splore

@@ -1,0 +1,6 @@
+// -mavx2 -mfma
+#define SPLORE_LANES 8
+#define SPLORE_REGISTERS 16
+#define SPLORE_ISA_NAME "avx2"
+#define SPLORE_TABLE kernels_avx2
+#include "kernel_table.h"

@@ -1,0 +1,6 @@
+// -mavx512f -mavx512bw -mavx512vl -mavx512dq
+#define SPLORE_LANES 16
+#define SPLORE_REGISTERS 32
+#define SPLORE_ISA_NAME "avx512"
+#define SPLORE_TABLE kernels_avx512
+#include "kernel_table.h"

@@ -1,0 +1,100 @@
+// Everything that is not a convolution: elementwise maps, pools, and the way into and out of the images layout.
+#pragma once
+
+#include "kernel_vector.h"
+
+namespace splore {
+namespace {
+
+template <class F>
+SPLORE_INLINE void map_with(const MapArgs& args, F f) {
+  for (ptrdiff_t i = 0; i < args.vectors; i++) {
+    Vec y = activated(f(i * L), args.act);
+    if (args.mask) y = masked(y, args.mask + i * L);
+    store(args.out + i * L, y);
+  }
+}
+
+void map(const MapArgs& args) {
+  const float* a = args.a;
+  const float* b = args.b;
+  switch (args.kind) {
+    case kMapCopy:
+      return map_with(args, [=](ptrdiff_t i) { return load(a + i); });
+    case kMapAdd:
+      return map_with(args, [=](ptrdiff_t i) { return load(a + i) + load(b + i); });
+    case kMapMul:
+      return map_with(args, [=](ptrdiff_t i) { return load(a + i) * load(b + i); });
+    case kMapMulChannel: {
+      const Vec factor = load(b);
+      return map_with(args, [=](ptrdiff_t i) { return load(a + i) * factor; });
+    }
+    case kMapAffine: {
+      const float scale = args.scale, shift = args.shift;
+      return map_with(args, [=](ptrdiff_t i) { return load(a + i) * scale + shift; });
+    }
+  }
+}
+
+void pool(const PoolArgs& args) {
+  for (int o = 0; o < args.outputs; o++) {
+    const float* x = args.x + o * args.step;
+    Vec y = args.max ? load(x) : Vec{};
+    for (int i = 0; i < args.kernel_h; i++)
+      for (int j = 0; j < args.kernel_w; j++) {
+        const Vec v = load(x + i * args.row + j * L);
+        y = args.max ? larger(y, v) : y + v;
+      }
+    store(args.out + o * L, args.max ? y : y * args.scale);
+  }
+}
+
+// The maximum (a NaN stays one) or the sum of windows of `kernel` neighbours, STRIDE apart; 0 takes the stride at run time.
+template <bool MAX, int STRIDE>
+SPLORE_INLINE void slide(const PoolRowArgs& args) {
+  const ptrdiff_t stride = STRIDE ? STRIDE : args.stride;
+  const float* line = args.line;
+  float* out = args.out;
+  for (ptrdiff_t o = 0; o < args.outputs; o++) out[o] = line[o * stride];
+  for (ptrdiff_t j = 1; j < args.kernel; j++)
+    for (ptrdiff_t o = 0; o < args.outputs; o++) {
+      const float v = line[o * stride + j];
+      out[o] = !MAX ? out[o] + v : v <= out[o] ? out[o] : v;
+    }
+}
+
+void pool_row(const PoolRowArgs& args) {
+  float* line = args.line + args.before;
+  for (ptrdiff_t i = 0; i < args.rows; i++) {
+    const float* x = args.x + i * args.row;
+    for (ptrdiff_t j = 0; j < args.width; j++) {
+      const float old = line[j];
+      line[j] = i == 0 ? x[j] : !args.max ? old + x[j] : x[j] <= old ? old : x[j];
+    }
+  }
+  if (args.max) {
+    args.stride == 2 ? slide<true, 2>(args) : args.stride == 1 ? slide<true, 1>(args) : slide<true, 0>(args);
+    return;
+  }
+  args.stride == 2 ? slide<false, 2>(args) : args.stride == 1 ? slide<false, 1>(args) : slide<false, 0>(args);
+  for (ptrdiff_t o = 0; o < args.outputs; o++) args.out[o] *= args.scale[o] * args.row_scale;
+}
+
+void interleave(const float* x, ptrdiff_t pitch, int images, float* out, ptrdiff_t pixels) {
+  for (ptrdiff_t begin = 0; begin < pixels; begin += 16) {
+    const ptrdiff_t end = begin + 16 < pixels ? begin + 16 : pixels;
+    for (int l = 0; l < L; l++)
+      for (ptrdiff_t p = begin; p < end; p++) out[p * L + l] = l < images ? x[l * pitch + p] : 0.0f;
+  }
+}
+
+void deinterleave(const float* x, float* out, ptrdiff_t pitch, int images, ptrdiff_t pixels) {
+  for (ptrdiff_t begin = 0; begin < pixels; begin += 16) {
+    const ptrdiff_t end = begin + 16 < pixels ? begin + 16 : pixels;
+    for (int l = 0; l < images; l++)
+      for (ptrdiff_t p = begin; p < end; p++) out[l * pitch + p] = x[p * L + l];
+  }
+}
+
+}  // namespace
+}  // namespace splore

@@ -1,0 +1,169 @@
+// What the kernels are given, and the table through which the rest of the engine calls them. Plain data: the kernels are
+// compiled once for each instruction set, and share nothing else with the engine, so that no function of one set can end
+// up in another.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace splore {
+
+constexpr int kRowGroup = 4;  // output channels that the dense kernel computes at once
+
+struct Entry {
+  float value;
+  int32_t offset;  // floats, from the tile's corner
+};
+
+struct SparseRow {
+  int32_t channel;
+  int32_t entries;
+};
+
+// The entries of some output channels within one block of input channels; rows in falling number of entries, so that
+// neighbours leave their loops together.
+struct SparseBlock {
+  const SparseRow* rows;
+  const Entry* entries;
+  int32_t row_count;
+};
+
+// Output channels of one task, and their weights in every block of input channels.
+struct ConvPart {
+  int32_t begin, end;         // multiples of kRowGroup, but for the last end
+  const SparseBlock* sparse;  // one for each block of input channels, null without
+};
+
+struct ConvBlock {
+  int32_t channel_begin, channel_end;
+  int32_t columns;
+  const int32_t* offsets;  // of each column, floats from the tile's corner (or into the gathered tile)
+  const float* b;          // B, packed: [rank / kRowGroup][columns][kRowGroup]
+  const float* dense;      // all of W, packed: [n / kRowGroup][columns][kRowGroup], null without
+};
+
+constexpr int32_t kNoRun = INT32_MIN;
+
+// Reads a tile into columns first, where it can't be read in place: [column][vector of the tile].
+struct Gather {
+  const int32_t* index;  // pixels: [tap][vector][lane], floats from a channel's plane, -1 for zero
+  const int32_t* starts;  // pixels: [tap][vector], lane 0's place where the lanes follow one another in memory, or kNoRun
+  ptrdiff_t vectors;     // pixels: of a whole plane
+  ptrdiff_t plane;       // floats between input channels
+  const int32_t* taps;   // images: floats from the tile's corner
+  int32_t tap_count;
+  ptrdiff_t row, column;  // images: floats between the tile's rows and columns
+};
+
+struct ConvArgs {
+  int32_t n, act, rank, block_count;
+  const ConvBlock* blocks;
+  const float* bias;
+  const float* a;         // A (n, rank)
+  const float* a_packed;  // A as the dense kernel wants it, where it finishes the tile; else null
+  const int32_t* t_offsets;
+  ptrdiff_t x_row;  // floats between two rows of the tile
+  ptrdiff_t out_row, out_plane, residual_row, residual_plane;
+  const Gather* gather;  // null to read in place
+  // A second output, relu(scale y + shift), which spares the next convolution a pass over its input.
+  const float* second_scale;
+  const float* second_shift;
+  ptrdiff_t second_row, second_plane;
+};
+
+struct ConvTile {
+  const float* x;         // the tile's corner (in place, images), or the input's first plane (gathered pixels)
+  ptrdiff_t vector;       // gathered pixels: the tile's first vector
+  float* out;             // of channel 0
+  float* second;          // null without
+  const float* residual;  // null without
+  const int32_t* mask;    // pixels: all ones in the lanes that are pixels; null in the images layout
+};
+
+// Memory of one worker.
+struct Scratch {
+  float* gathered;  // [columns][tile]
+  float* partial;   // [n][tile]: sums between two blocks of input channels
+  float* t;         // [rank][tile]: B x
+};
+
+typedef void (*ConvKernel)(const ConvArgs&, const ConvPart&, const ConvTile&, const Scratch&);
+
+struct TileShape {
+  int8_t rows, columns;
+};
+
+// The tiles that the kernels are compiled for: output pixels in the images layout, vectors of pixels in the other. The first
+// ones serve both, the next ones a row of vectors only, and the last ones rows of pixels.
+#define SPLORE_TILES(X) \
+  X(1, 1) X(1, 2) X(1, 4) X(1, 7) X(1, 8) X(1, 14) \
+  X(1, 3) X(1, 5) X(1, 6) X(1, 12) \
+  X(2, 2) X(2, 4) X(2, 7) X(2, 8) X(4, 4)
+
+constexpr TileShape kTiles[] = {
+#define SPLORE_TILE_SHAPE(R, C) {R, C},
+    SPLORE_TILES(SPLORE_TILE_SHAPE)
+#undef SPLORE_TILE_SHAPE
+};
+constexpr int kTileCount = sizeof(kTiles) / sizeof(kTiles[0]);
+
+constexpr bool vectors_only(int rows, int columns) {
+  return rows == 1 && (columns == 3 || columns == 5 || columns == 6 || columns == 12);
+}
+
+enum MapKind { kMapCopy, kMapAdd, kMapMul, kMapMulChannel, kMapAffine };
+
+// act(a), act(a + b), act(a * b), act(a * scale + shift) over `vectors` neighbouring vectors.
+struct MapArgs {
+  int32_t kind, act;
+  const float* a;
+  const float* b;  // one vector for kMapMulChannel
+  float scale, shift;
+  float* out;
+  const int32_t* mask;  // or null
+  ptrdiff_t vectors;
+};
+
+// One row of outputs of a pool in the images layout.
+struct PoolArgs {
+  int32_t max;
+  const float* x;  // the first window's first pixel
+  ptrdiff_t row, step;
+  int32_t kernel_h, kernel_w;
+  float* out;
+  int32_t outputs;
+  float scale;
+};
+
+// One row of outputs of a pool in the pixels layout: the window's rows are joined into a line first.
+struct PoolRowArgs {
+  int32_t max;
+  const float* x;
+  ptrdiff_t row, rows, width;
+  float* line;       // `before` elements that change nothing, `width` to be filled, and as many as the last window wants
+  ptrdiff_t before;
+  ptrdiff_t kernel, stride, outputs;
+  float* out;
+  const float* scale;  // of each output, for the mean
+  float row_scale;
+};
+
+struct Kernels {
+  const char* name;
+  int lanes;
+  int registers;
+  ConvKernel conv[kTileCount][2];  // [tile][stride - 1]; a tile of vectors only has no stride
+  void (*map)(const MapArgs&);
+  void (*pool)(const PoolArgs&);
+  void (*pool_row)(const PoolRowArgs&);
+  // [images][pixels] with a pitch between images <-> [pixels][lanes]; lanes beyond `images` become 0.
+  void (*interleave)(const float* x, ptrdiff_t pitch, int images, float* out, ptrdiff_t pixels);
+  void (*deinterleave)(const float* x, float* out, ptrdiff_t pitch, int images, ptrdiff_t pixels);
+};
+
+// The kernels of an instruction set, null where the library was built without it.
+const Kernels* kernels_generic();
+const Kernels* kernels_avx2();
+const Kernels* kernels_avx512();
+
+}  // namespace splore

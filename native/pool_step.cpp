@@ -1,0 +1,125 @@
+// Maximum and average pools. A task is a channel. Windows are cut at the edges of the map: no border is read.
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "step.h"
+
+namespace splore {
+namespace {
+
+// The part of a window that lies on the map, along one side.
+struct Span {
+  int64_t begin, end;
+  int64_t padded;  // how much of the window lies on the padded map
+  int64_t size() const { return end - begin; }
+};
+
+Span span(int64_t output, int64_t stride, int64_t kernel, int64_t before, int64_t side, int64_t after) {
+  const int64_t begin = output * stride - before;
+  const int64_t end = begin + kernel;
+  return {std::max<int64_t>(begin, 0), std::min(end, side), std::min(end, side + after) - begin};
+}
+
+class PoolStep : public Step {
+ public:
+  PoolStep(int index, const Op& op, const Layout& layout, const Kernels& kernels, const Storage& in, const Storage& out)
+      : Step(index, &out), op_(op), in_(in), layout_(layout), kernels_(kernels) {
+    for (int64_t x = 0; layout.pixels && x < out.shape.w; x++) {
+      const Span cut = columns(x);
+      scales_.push_back(1.0f / float(op.count_pad ? cut.padded : cut.size()));
+    }
+  }
+
+  int64_t tasks() const override { return in_.shape.c; }
+  std::string kernel() const override { return "pool"; }
+
+  ScratchSize scratch() const override {
+    ScratchSize size;
+    if (layout_.pixels) size.gathered = line_floats();
+    return size;
+  }
+
+  void run(int64_t c, const Run& run, const Scratch& scratch) const override {
+    const float* from = in_.pixels(run.arena) + c * in_.plane;
+    float* to = out->pixels(run.arena) + c * out->plane;
+    if (layout_.pixels) {
+      std::fill(to, to + out->vectors * layout_.lanes, 0.0f);
+      const float nothing = op_.kind == SPLORE_MAX_POOL ? -std::numeric_limits<float>::infinity() : 0.0f;
+      std::fill(scratch.gathered, scratch.gathered + line_floats(), nothing);
+    }
+    const Window& w = op_.window;
+    for (int64_t y = 0; y < out->shape.h; y++) {
+      const Span rows = span(y, w.stride_h, w.kernel_h, w.top, in_.shape.h, w.bottom);
+      if (!layout_.pixels)
+        images_row(rows, from, to + y * out->row);
+      else
+        for (int i = 0; i < run.images; i++) pixels_row(rows, from + i * in_.image, to + i * out->image + y * out->row, scratch.gathered);
+    }
+  }
+
+ private:
+  Span columns(int64_t x) const {
+    const Window& w = op_.window;
+    return span(x, w.stride_w, w.kernel_w, w.left, in_.shape.w, w.right);
+  }
+  float scale(const Span& rows, const Span& columns) const {
+    return 1.0f / float(op_.count_pad ? rows.padded * columns.padded : rows.size() * columns.size());
+  }
+
+  void images_row(const Span& rows, const float* from, float* to) const {
+    const Window& w = op_.window;
+    for (int64_t x = 0; x < out->shape.w;) {
+      const Span first = columns(x);
+      // Windows that lie wholly on the map go in one call.
+      int64_t same = 1;
+      if (first.size() == w.kernel_w)
+        while (x + same < out->shape.w && columns(x + same).size() == w.kernel_w) same++;
+      PoolArgs args{};
+      args.max = op_.kind == SPLORE_MAX_POOL;
+      args.x = from + rows.begin * in_.row + first.begin * in_.column;
+      args.row = in_.row, args.step = w.stride_w * in_.column;
+      args.kernel_h = int32_t(rows.size()), args.kernel_w = int32_t(first.size());
+      args.out = to + x * out->column;
+      args.outputs = int32_t(same);
+      args.scale = scale(rows, first);
+      kernels_.pool(args);
+      x += same;
+    }
+  }
+
+  ptrdiff_t line_floats() const {
+    const Window& w = op_.window;
+    return std::max(w.left + in_.shape.w, (out->shape.w - 1) * w.stride_w + w.kernel_w);
+  }
+
+  void pixels_row(const Span& rows, const float* from, float* to, float* line) const {
+    const Window& w = op_.window;
+    PoolRowArgs args{};
+    args.max = op_.kind == SPLORE_MAX_POOL;
+    args.x = from + rows.begin * in_.row;
+    args.row = in_.row, args.rows = rows.size();
+    args.line = line, args.before = w.left;
+    args.width = std::min(in_.shape.w, line_floats() - w.left);
+    args.kernel = w.kernel_w, args.stride = w.stride_w, args.outputs = out->shape.w;
+    args.out = to;
+    args.scale = scales_.data();
+    args.row_scale = 1.0f / float(op_.count_pad ? rows.padded : rows.size());
+    kernels_.pool_row(args);
+  }
+
+  const Op& op_;
+  const Storage& in_;
+  const Layout& layout_;
+  const Kernels& kernels_;
+  std::vector<float> scales_;
+};
+
+}  // namespace
+
+std::unique_ptr<Step> pool_step(int index, const Op& op, const Layout& layout, const Kernels& kernels, const Storage& in,
+                                const Storage& out) {
+  return std::make_unique<PoolStep>(index, op, layout, kernels, in, out);
+}
+
+}  // namespace splore

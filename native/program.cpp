@@ -1,0 +1,195 @@
+#include "program.h"
+
+#include <limits>
+
+namespace splore {
+namespace {
+
+class Checker {
+ public:
+  explicit Checker(const splore_program& raw) : raw_(raw) {}
+
+  Program check() {
+    expect(raw_.op_count >= 1 && raw_.op_count <= kMaxOps && raw_.ops, "a program needs 1 to 16384 operations");
+    expect(raw_.input_count >= 0 && (raw_.input_count == 0 || raw_.inputs), "the list of inputs is missing");
+    expect(raw_.array_count >= 0 && (raw_.array_count == 0 || raw_.arrays), "the list of arrays is missing");
+    program_.shapes.push_back(sized({raw_.input[0], raw_.input[1], raw_.input[2]}));
+    for (int64_t i = 0; i < raw_.op_count; i++) {
+      try {
+        add(raw_.ops + i * SPLORE_OP_WORDS, i);
+      } catch (const Error& error) {
+        throw Error("operation " + std::to_string(i) + ": " + error.what());
+      }
+    }
+    return std::move(program_);
+  }
+
+ private:
+  static void expect(bool right, const char* what) {
+    if (!right) throw Error(what);
+  }
+
+  static Shape sized(Shape s) {
+    expect(s.c >= 1 && s.h >= 1 && s.w >= 1 && s.c <= kMaxElements && s.h <= kMaxElements && s.w <= kMaxElements &&
+               s.h <= kMaxElements / s.c && s.w <= kMaxElements / (s.c * s.h),
+           "a value has no elements or too many");
+    return s;
+  }
+
+  template <class T>
+  const T* array(int64_t index, int64_t count, int64_t type) const {
+    expect(index >= 0 && index < raw_.array_count, "an array is missing");
+    const splore_array& a = raw_.arrays[index];
+    expect(a.type == type, "an array has the wrong type");
+    expect(a.count == count, "an array has the wrong number of elements");
+    expect(a.data != nullptr || count == 0, "an array has no data");
+    expect(reinterpret_cast<uintptr_t>(a.data) % alignof(T) == 0, "an array is not aligned to its elements");
+    return static_cast<const T*>(a.data);
+  }
+  const float* floats(int64_t index, int64_t count) const { return array<float>(index, count, SPLORE_FLOAT32); }
+
+  void add(const int64_t* word, int64_t index) {
+    Op op;
+    op.kind = word[SPLORE_KIND];
+    op.act = word[SPLORE_ACT];
+    expect(op.act >= SPLORE_NONE && op.act <= SPLORE_GELU, "no such activation");
+    const int64_t begin = word[SPLORE_INPUTS_BEGIN], count = word[SPLORE_INPUTS_COUNT];
+    expect(begin >= 0 && count >= 1 && begin <= raw_.input_count && count <= raw_.input_count - begin,
+           "its inputs lie outside of the list of inputs");
+    for (int64_t i = 0; i < count; i++) {
+      const int64_t value = raw_.inputs[begin + i];
+      expect(value >= 0 && value <= index, "an input is not made before");
+      op.inputs.push_back(int(value));
+    }
+    const Shape out = sized(shape_of(op, word));
+    program_.shapes.push_back(out);
+    program_.ops.push_back(std::move(op));
+  }
+
+  Shape shape_of(Op& op, const int64_t* word) {
+    const Shape x = program_.shapes[size_t(op.inputs[0])];
+    const auto count = op.inputs.size();
+    switch (op.kind) {
+      case SPLORE_CONV:
+        expect(count <= 2, "a convolution has one or two inputs");
+        return convolution(op, word, x);
+      case SPLORE_MAX_POOL:
+      case SPLORE_AVG_POOL: {
+        expect(count == 1, "a pool has one input");
+        const Shape out = slide(op, word, x);
+        const Window& w = op.window;
+        expect(w.dilation_h == 1 && w.dilation_w == 1, "a pool has no dilation");
+        expect(w.top < w.kernel_h && w.bottom < w.kernel_h && w.left < w.kernel_w && w.right < w.kernel_w,
+               "a pad must be smaller than the window");
+        op.count_pad = word[SPLORE_COUNT_PAD] != 0;
+        return out;
+      }
+      case SPLORE_ADD:
+        expect(count == 2 && second(op) == x, "an addition needs two values of one shape");
+        return x;
+      case SPLORE_MUL:
+        expect(count == 2 && (second(op) == x || second(op) == Shape{x.c, 1, 1}),
+               "a product needs a second value of the first one's shape, or one number for each channel");
+        return x;
+      case SPLORE_ACTIVATE:
+        expect(count == 1, "an activation has one input");
+        return x;
+      case SPLORE_AFFINE:
+        expect(count == 1, "an affine operation has one input");
+        op.scale = floats(word[SPLORE_SCALE], x.c);
+        op.shift = floats(word[SPLORE_SHIFT], x.c);
+        return x;
+      case SPLORE_CONCAT: {
+        Shape out = x;
+        out.c = 0;
+        for (int value : op.inputs) {
+          const Shape s = program_.shapes[size_t(value)];
+          expect(s.h == x.h && s.w == x.w, "what is concatenated has several heights or widths");
+          out.c += s.c;
+          expect(out.c <= kMaxElements, "a value has too many elements");
+        }
+        return out;
+      }
+      case SPLORE_FLATTEN:
+        expect(count == 1, "flatten has one input");
+        return {x.elements(), 1, 1};
+      default:
+        throw Error("no such kind of operation");
+    }
+  }
+
+  Shape second(const Op& op) const { return program_.shapes[size_t(op.inputs[1])]; }
+
+  Shape slide(Op& op, const int64_t* word, const Shape& x) {
+    Window& w = op.window;
+    w = {word[SPLORE_KERNEL_H],   word[SPLORE_KERNEL_W],  word[SPLORE_STRIDE_H],   word[SPLORE_STRIDE_W],   word[SPLORE_PAD_TOP],
+         word[SPLORE_PAD_LEFT],   word[SPLORE_PAD_BOTTOM], word[SPLORE_PAD_RIGHT], word[SPLORE_DILATION_H], word[SPLORE_DILATION_W]};
+    for (int64_t v : {w.kernel_h, w.kernel_w, w.stride_h, w.stride_w, w.dilation_h, w.dilation_w})
+      expect(v >= 1 && v <= kMaxAttribute, "a kernel side, a stride or a dilation is out of range");
+    for (int64_t v : {w.top, w.left, w.bottom, w.right}) expect(v >= 0 && v <= kMaxAttribute, "a pad is out of range");
+    const Shape padded = sized({x.c, x.h + w.top + w.bottom, x.w + w.left + w.right});
+    const int64_t reach_h = w.dilation_h * (w.kernel_h - 1) + 1, reach_w = w.dilation_w * (w.kernel_w - 1) + 1;
+    expect(reach_h <= padded.h && reach_w <= padded.w, "the window is larger than the padded input");
+    return {x.c, (padded.h - reach_h) / w.stride_h + 1, (padded.w - reach_w) / w.stride_w + 1};
+  }
+
+  Shape convolution(Op& op, const int64_t* word, const Shape& x) {
+    const Shape slid = slide(op, word, x);
+    const int64_t n = word[SPLORE_OUTPUTS], groups = word[SPLORE_GROUPS], rank = word[SPLORE_RANK];
+    const Shape out = sized({n, slid.h, slid.w});
+    expect(groups >= 1 && x.c % groups == 0 && n % groups == 0, "the groups don't divide the channels");
+    op.groups = groups;
+    op.bias = floats(word[SPLORE_BIAS], n);
+    if (op.inputs.size() == 2) expect(second(op) == out, "the residual has another shape than the output");
+    if (word[SPLORE_SCALE] != -1) {
+      op.scale = floats(word[SPLORE_SCALE], x.c);
+      op.shift = floats(word[SPLORE_SHIFT], x.c);
+    }
+    Weight& weight = op.weight;
+    weight.n = n;
+    // The window fits into the padded input, of at most 2^28 elements a value: k does not overflow.
+    weight.k = x.c / groups * op.window.taps();
+    if (word[SPLORE_DENSE] != -1) weight.dense = floats(word[SPLORE_DENSE], n * weight.k);
+    expect(rank >= 0 && rank <= n && rank <= weight.k, "the rank is out of range");
+    if (rank > 0) {
+      expect(groups == 1, "a grouped convolution takes a dense weight only");
+      weight.rank = rank;
+      weight.a = floats(word[SPLORE_A], n * rank);
+      weight.b = floats(word[SPLORE_B], rank * weight.k);
+    }
+    if (word[SPLORE_VALUES] != -1) {
+      expect(groups == 1, "a grouped convolution takes a dense weight only");
+      sparse(weight, word);
+    }
+    expect(weight.dense || weight.rank || weight.rows, "a weight has no part");
+    return out;
+  }
+
+  void sparse(Weight& weight, const int64_t* word) {
+    const int64_t at = word[SPLORE_VALUES];
+    expect(at >= 0 && at < raw_.array_count, "an array is missing");
+    const int64_t z = raw_.arrays[at].count;
+    expect(z >= 0 && z <= std::numeric_limits<int32_t>::max(), "a sparse part has too many entries");
+    weight.nonzeros = z;
+    weight.values = floats(at, z);
+    weight.columns = array<uint32_t>(word[SPLORE_COLUMNS], z, SPLORE_UINT32);
+    weight.rows = array<uint32_t>(word[SPLORE_ROWS], weight.n + 1, SPLORE_UINT32);
+    expect(weight.rows[0] == 0 && weight.rows[weight.n] == z, "the rows of a sparse part don't end at its entries");
+    for (int64_t i = 0; i < weight.n; i++) {
+      const uint32_t begin = weight.rows[i], end = weight.rows[i + 1];
+      expect(begin <= end && end <= z, "the rows of a sparse part don't rise");
+      for (uint32_t j = begin; j < end; j++)
+        expect(weight.columns[j] < weight.k && (j == begin || weight.columns[j] > weight.columns[j - 1]),
+               "the columns of a sparse part don't rise, or lie outside of the weight");
+    }
+  }
+
+  const splore_program& raw_;
+  Program program_;
+};
+
+}  // namespace
+
+Program check_program(const splore_program& program) { return Checker(program).check(); }
+
+}  // namespace splore

@@ -1,0 +1,67 @@
+// The program after its check: what the rest of the engine may trust without looking again.
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "splore.h"
+
+namespace splore {
+
+struct Error : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// The elements that one value of one image may have, its zero padding included.
+constexpr int64_t kMaxElements = int64_t(1) << 28;
+constexpr int64_t kMaxOps = int64_t(1) << 14;
+constexpr int64_t kMaxAttribute = int64_t(1) << 20;
+
+struct Shape {
+  int64_t c, h, w;
+  int64_t elements() const { return c * h * w; }
+  bool operator==(const Shape& o) const { return c == o.c && h == o.h && w == o.w; }
+};
+
+struct Window {
+  int64_t kernel_h = 1, kernel_w = 1, stride_h = 1, stride_w = 1;
+  int64_t top = 0, left = 0, bottom = 0, right = 0;
+  int64_t dilation_h = 1, dilation_w = 1;
+  int64_t taps() const { return kernel_h * kernel_w; }
+};
+
+// The matrix (n, k) of a convolution as a sum of parts; a part that is not there is null. The caller owns the memory.
+struct Weight {
+  int64_t n = 0, k = 0, rank = 0, nonzeros = 0;
+  const float* dense = nullptr;
+  const float* a = nullptr;
+  const float* b = nullptr;
+  const float* values = nullptr;
+  const uint32_t* columns = nullptr;
+  const uint32_t* rows = nullptr;
+};
+
+struct Op {
+  int64_t kind;
+  int64_t act;
+  std::vector<int> inputs;
+  Window window;
+  int64_t groups = 1;
+  bool count_pad = false;
+  Weight weight;
+  const float* bias = nullptr;
+  const float* scale = nullptr;  // of an affine operation, or of the relu(scale x + shift) before a convolution
+  const float* shift = nullptr;
+};
+
+struct Program {
+  std::vector<Op> ops;
+  std::vector<Shape> shapes;  // of every value
+};
+
+// Throws Error with the operation at fault.
+Program check_program(const splore_program& program);
+
+}  // namespace splore

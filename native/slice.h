@@ -1,0 +1,74 @@
+// A slice: the program lowered to steps for some images at a time, in one layout, with its own plan of kernels and memory.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "conv_step.h"
+#include "layout.h"
+#include "program.h"
+#include "step.h"
+#include "threads.h"
+
+namespace splore {
+
+struct SliceKind {
+  bool pixels;  // the layout
+  int images;   // at once; the lanes in the images layout
+  int team;     // threads that share each step
+  bool operator<(const SliceKind& o) const { return std::tie(pixels, images, team) < std::tie(o.pixels, o.images, o.team); }
+};
+
+class Slice {
+ public:
+  Slice(const Program& program, const Kernels& kernels, const SliceKind& kind, const std::string& forced);
+
+  // Times the candidates of every convolution, in order, on noise; `arena` is of arena_floats() floats.
+  void tune(Team& team, float* arena);
+  // The calling thread as worker `index` of kind.team: all of them call this with the same run.
+  void work(int index, const Run& run, float* scratch);
+  // Before the workers start.
+  void begin();
+
+  ptrdiff_t arena_floats() const { return arena_floats_; }
+  ptrdiff_t scratch_floats() const;  // of each worker
+  // Arena and the scratch of the whole team.
+  ptrdiff_t workspace() const { return arena_floats_ + kind.team * scratch_floats(); }
+  int64_t packed_bytes() const;
+  bool hasty() const { return hasty_; }
+  const std::vector<std::unique_ptr<Step>>& steps() const { return steps_; }
+
+  const SliceKind kind;
+
+ private:
+  void lower();
+  const Storage* add_storage(const Shape& shape, const Border& border, int born, int dies);
+  void extend_life(const Storage* storage, int dies);
+  void place_storages();
+  void run_step(const Step& step, size_t index, int64_t tasks, int worker, const Run& run, const Scratch& scratch);
+  double time_step(Team& team, size_t index, int64_t tasks, const Run& run, int repeats);
+  void tune_convolution(Team& team, size_t index, ConvStep& conv, const Run& run);
+  Scratch scratch_of(float* memory) const;
+
+  const Program& program_;
+  const Kernels& kernels_;
+  Layout layout_;
+  const std::string forced_;
+  bool hasty_;  // SPLORE_PLAN=fast: no timing, the first candidate of each convolution
+  struct Live {
+    std::unique_ptr<Storage> storage;
+    int born, dies;  // steps
+  };
+  std::vector<Live> storages_;
+  std::vector<std::unique_ptr<Step>> steps_;
+  std::vector<ConvStep*> convolutions_;  // of each step, or null
+  std::map<std::string, ConvChoice> chosen_;
+  ptrdiff_t arena_floats_ = 0;
+  ScratchSize scratch_size_;  // the largest that a step needs
+  std::unique_ptr<std::atomic<int64_t>[]> next_task_;
+  Barrier barrier_;
+};
+
+}  // namespace splore

@@ -1,0 +1,147 @@
+/* The engine behind one C header: runs a program (see src/splore/deploy/program.py) on CPUs, in float32.
+ *
+ * Life of an engine: splore_create (checks everything), splore_plan (chooses kernels by timing them on this machine, for a
+ * batch size and a number of threads), splore_run as often as wanted, splore_destroy.
+ *
+ * Every function that can fail returns 0 for success and something else for an error, and then has written a message,
+ * cut to the buffer and ended by a zero byte, into `error`. No function throws or ends the process.
+ *
+ * Threads: one engine may be called from several threads at once; its runs then follow one another. Two engines run at
+ * the same time. After a fork the child may go on using its engines.
+ */
+#ifndef SPLORE_H
+#define SPLORE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define SPLORE_API __declspec(dllexport)
+#else
+#define SPLORE_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define SPLORE_ABI 1 /* splore_abi() of a library that fits this header */
+
+/* An array of the program. It must stay in place, unchanged, as long as the engine lives: every plan reads it. */
+typedef struct splore_array {
+  const void* data;
+  int64_t count; /* elements */
+  int64_t type;  /* SPLORE_FLOAT32 or SPLORE_UINT32 */
+} splore_array;
+
+enum { SPLORE_FLOAT32 = 0, SPLORE_UINT32 = 1 };
+
+/* An operation is SPLORE_OP_WORDS integers; a word that the operation does not use is 0, an absent array is -1.
+ * Operation i writes value i + 1; value 0 is the input and the last value the output. */
+enum {
+  SPLORE_KIND,         /* one of SPLORE_CONV.. */
+  SPLORE_ACT,          /* one of SPLORE_NONE.. */
+  SPLORE_INPUTS_BEGIN, /* its input values are inputs[BEGIN .. BEGIN + COUNT) */
+  SPLORE_INPUTS_COUNT,
+  SPLORE_OUTPUTS, /* n, the output channels of a convolution */
+  SPLORE_KERNEL_H,
+  SPLORE_KERNEL_W,
+  SPLORE_STRIDE_H,
+  SPLORE_STRIDE_W,
+  SPLORE_PAD_TOP,
+  SPLORE_PAD_LEFT,
+  SPLORE_PAD_BOTTOM,
+  SPLORE_PAD_RIGHT,
+  SPLORE_DILATION_H,
+  SPLORE_DILATION_W,
+  SPLORE_GROUPS,
+  SPLORE_COUNT_PAD, /* an average pool counts the padded zeros */
+  SPLORE_RANK,      /* r, 0 where there is no low-rank part */
+  /* indices into the arrays, -1 for none */
+  SPLORE_BIAS,    /* (n) */
+  SPLORE_DENSE,   /* (n, k), k = (c / groups) kh kw */
+  SPLORE_A,       /* (n, r) */
+  SPLORE_B,       /* (r, k) */
+  SPLORE_VALUES,  /* (z) */
+  SPLORE_COLUMNS, /* (z), uint32, rising within a row */
+  SPLORE_ROWS,    /* (n + 1), uint32 */
+  SPLORE_SCALE,   /* (c): of an affine operation, or of what comes before a convolution: relu(scale x + shift) */
+  SPLORE_SHIFT,   /* (c) */
+  SPLORE_OP_WORDS
+};
+
+enum {
+  SPLORE_CONV,
+  SPLORE_MAX_POOL,
+  SPLORE_AVG_POOL,
+  SPLORE_ADD,
+  SPLORE_MUL,
+  SPLORE_ACTIVATE,
+  SPLORE_AFFINE,
+  SPLORE_CONCAT,
+  SPLORE_FLATTEN
+};
+
+enum {
+  SPLORE_NONE,
+  SPLORE_RELU,
+  SPLORE_RELU6,
+  SPLORE_SILU,
+  SPLORE_SIGMOID,
+  SPLORE_HARDSWISH,
+  SPLORE_HARDSIGMOID,
+  SPLORE_GELU /* the exact one, with erf */
+};
+
+typedef struct splore_program {
+  int64_t input[3]; /* C, H, W */
+  int64_t op_count;
+  const int64_t* ops; /* op_count * SPLORE_OP_WORDS */
+  int64_t input_count;
+  const int64_t* inputs;
+  int64_t array_count;
+  const splore_array* arrays;
+} splore_program;
+
+typedef struct splore_engine splore_engine;
+
+/* The ABI number of this library; compare with SPLORE_ABI before anything else. */
+SPLORE_API int splore_abi(void);
+
+/* Checks the whole program, shapes, sizes and indices, and makes an engine. `isa` is "avx512", "avx2", "generic", or NULL or ""
+ * for the best of this machine. The structs may go after the call; the arrays' data may not. */
+SPLORE_API int splore_create(const splore_program* program, const char* isa, splore_engine** engine, char* error,
+                             size_t error_size);
+
+/* Keeps, for later plans, only those kernels whose description contains `kernel`, where an operation has one; "" lifts it.
+ * For tests. */
+SPLORE_API int splore_force(splore_engine* engine, const char* kernel, char* error, size_t error_size);
+
+/* Chooses the kernels for a batch size and a number of threads, both at least 1, by timing them. */
+SPLORE_API int splore_plan(splore_engine* engine, int64_t batch, int64_t threads, char* error, size_t error_size);
+
+/* in (batch, C, H, W) -> out (batch, C', H', W'). A batch size that was not planned is planned first, with the threads of the
+ * last plan, or 1. A batch of 0 does nothing. */
+SPLORE_API int splore_run(splore_engine* engine, const float* in, float* out, int64_t batch, char* error, size_t error_size);
+
+/* C', H', W' of the output. */
+SPLORE_API void splore_output(const splore_engine* engine, int64_t shape[3]);
+
+/* "avx512", "avx2" or "generic". */
+SPLORE_API const char* splore_isa(const splore_engine* engine);
+
+/* Bytes of activations and scratch that the plans made so far use at the most during a run; packed weights not included. */
+SPLORE_API int64_t splore_workspace(const splore_engine* engine);
+
+/* Bytes of the weights as the plans have packed them. */
+SPLORE_API int64_t splore_packed(const splore_engine* engine);
+
+/* The last plan as JSON. Returns the bytes needed, the zero byte included; writes at most `size` of them. */
+SPLORE_API int64_t splore_table(splore_engine* engine, char* text, int64_t size);
+
+SPLORE_API void splore_destroy(splore_engine* engine);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,180 @@
+#include "weights.h"
+
+#include <algorithm>
+#include <numeric>
+
+namespace splore {
+
+SparseMatrix::SparseMatrix(const Op& op, int64_t channels) {
+  const Weight& w = op.weight;
+  if (!w.dense && w.rows) {
+    values = w.values, columns = w.columns, rows = w.rows, nonzeros_ = w.nonzeros;
+    return;
+  }
+  const int64_t out_per_group = w.n / op.groups, columns_per_group = channels / op.groups * op.window.taps();
+  own_rows_.push_back(0);
+  for (int64_t i = 0; i < w.n; i++) {
+    const int64_t shift = i / out_per_group * columns_per_group;
+    int64_t next = w.rows ? w.rows[i] : 0;
+    const int64_t end = w.rows ? w.rows[i + 1] : 0;
+    for (int64_t j = 0; w.dense && j < w.k; j++) {
+      float value = w.dense[i * w.k + j];
+      if (next < end && w.columns[next] == j) value += w.values[next++];
+      if (value == 0.0f) continue;
+      own_values_.push_back(value);
+      own_columns_.push_back(uint32_t(shift + j));
+    }
+    if (own_values_.size() > size_t(INT32_MAX)) throw Error("a weight has too many entries");
+    own_rows_.push_back(uint32_t(own_values_.size()));
+  }
+  values = own_values_.data(), columns = own_columns_.data(), rows = own_rows_.data();
+  nonzeros_ = int64_t(own_values_.size());
+}
+
+std::vector<float> fold(const Op& op) {
+  const Weight& w = op.weight;
+  std::vector<float> full(size_t(w.n * w.k));
+  if (w.dense) std::copy(w.dense, w.dense + w.n * w.k, full.begin());
+  for (int64_t i = 0; i < w.n; i++) {
+    float* row = full.data() + i * w.k;
+    for (int64_t j = 0; j < w.rank; j++) {
+      const float a = w.a[i * w.rank + j];
+      const float* b = w.b + j * w.k;
+      for (int64_t k = 0; k < w.k; k++) row[k] += a * b[k];
+    }
+    if (w.rows)
+      for (uint32_t e = w.rows[i]; e < w.rows[i + 1]; e++) row[w.columns[e]] += w.values[e];
+  }
+  return full;
+}
+
+namespace {
+
+int64_t groups_of(int64_t rows) { return (rows + kRowGroup - 1) / kRowGroup; }
+
+// Columns [begin, end) of the rows of a matrix (rows, pitch), as the dense kernel reads them; rows past the last are zero.
+void pack_rows(const float* matrix, int64_t rows, int64_t pitch, int64_t begin, int64_t end, float* out) {
+  for (int64_t group = 0; group < groups_of(rows); group++)
+    for (int64_t k = begin; k < end; k++)
+      for (int64_t g = 0; g < kRowGroup; g++) {
+        const int64_t row = group * kRowGroup + g;
+        *out++ = row < rows ? matrix[row * pitch + k] : 0.0f;
+      }
+}
+
+}  // namespace
+
+PackedConv::PackedConv(const Op& op, const SparseMatrix& matrix, const PackRequest& request) {
+  pack_blocks(op, request);
+  pack_parts(op, matrix, request);
+  // A weight of low rank alone is finished by A, and has nothing to add before.
+  if (!request.dense && (matrix.nonzeros() || !request.dense_finish)) pack_sparse(matrix, request, op.weight.n);
+}
+
+void PackedConv::pack_blocks(const Op& op, const PackRequest& request) {
+  const Weight& w = op.weight;
+  const int64_t k = request.channels * request.taps, rank = request.dense ? 0 : w.rank;
+  offsets.resize(size_t(k));
+  b.resize(size_t(groups_of(rank) * kRowGroup * k));
+  std::vector<float> full;
+  if (request.dense) {
+    full = fold(op);
+    dense.resize(size_t(groups_of(w.n) * kRowGroup * k));
+  }
+  for (int64_t c = 0; c < request.channels; c += request.block_channels) {
+    const int64_t c_end = std::min(c + request.block_channels, request.channels);
+    const int64_t begin = c * request.taps, end = c_end * request.taps;
+    for (int64_t j = begin; j < end; j++) {
+      const int64_t gathered = (j - begin) * request.tile_floats;
+      if (request.gathered && gathered > INT32_MAX) throw Error("a convolution is too large");
+      offsets[size_t(j)] = request.gathered ? int32_t(gathered) : (*request.offsets)[size_t(j)];
+    }
+    ConvBlock block{};
+    block.channel_begin = int32_t(c), block.channel_end = int32_t(c_end), block.columns = int32_t(end - begin);
+    block.offsets = offsets.data() + begin;
+    if (rank) {
+      float* to = b.data() + groups_of(rank) * kRowGroup * begin;
+      pack_rows(w.b, rank, w.k, begin, end, to);
+      block.b = to;
+    }
+    if (request.dense) {
+      float* to = dense.data() + groups_of(w.n) * kRowGroup * begin;
+      pack_rows(full.data(), w.n, w.k, begin, end, to);
+      block.dense = to;
+    }
+    most_columns = std::max(most_columns, end - begin);
+    blocks.push_back(block);
+  }
+  if (rank && request.dense_finish) {
+    a_packed.resize(size_t(groups_of(w.n) * kRowGroup * rank));
+    pack_rows(w.a, w.n, rank, 0, rank, a_packed.data());
+    for (int64_t j = 0; j < rank; j++) t_offsets.push_back(int32_t(j * request.tile_floats));
+  }
+}
+
+// Cuts the output channels into runs of about equal work.
+void PackedConv::pack_parts(const Op& op, const SparseMatrix& matrix, const PackRequest& request) {
+  const int64_t n = op.weight.n;
+  auto work = [&](int64_t row) {
+    const int64_t fixed = row * (4 + op.weight.rank);
+    return fixed + (request.dense ? row * op.weight.k : int64_t(matrix.rows[row]));
+  };
+  int64_t begin = 0;
+  for (int p = 1; p <= request.parts && begin < n; p++) {
+    int64_t end = p == request.parts ? n : begin;
+    while (end < n && work(end) < work(n) * p / request.parts) end += kRowGroup;
+    end = std::min(end, n);
+    if (end == begin) continue;
+    parts.push_back({int32_t(begin), int32_t(end), nullptr});
+    begin = end;
+  }
+}
+
+void PackedConv::pack_sparse(const SparseMatrix& matrix, const PackRequest& request, int64_t n) {
+  // A row's entries of one block follow one another, for columns rise: find where each block begins in each row.
+  const size_t block_count = blocks.size();
+  std::vector<uint32_t> cut(size_t(n) * (block_count + 1));
+  for (int64_t i = 0; i < n; i++) {
+    uint32_t at = matrix.rows[i];
+    for (size_t block = 0; block < block_count; block++) {
+      cut[size_t(i) * (block_count + 1) + block] = at;
+      const int64_t end = blocks[block].channel_end * request.taps;
+      while (at < matrix.rows[i + 1] && matrix.columns[at] < end) at++;
+    }
+    cut[size_t(i) * (block_count + 1) + block_count] = at;
+  }
+  entries.reserve(size_t(matrix.nonzeros()));
+  struct Piece {
+    size_t row, row_count, entry;
+  };
+  std::vector<Piece> pieces;
+  std::vector<int32_t> order;
+  for (const ConvPart& part : parts) {
+    for (size_t block = 0; block < block_count; block++) {
+      const auto first = [&](int64_t i) { return cut[size_t(i) * (block_count + 1) + block]; };
+      const auto count = [&](int64_t i) { return cut[size_t(i) * (block_count + 1) + block + 1] - first(i); };
+      order.resize(size_t(part.end - part.begin));
+      std::iota(order.begin(), order.end(), part.begin);
+      std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return count(a) > count(b); });
+      Piece piece{rows.size(), 0, entries.size()};
+      const bool needed = block == 0 || block == block_count - 1;  // these start and finish every row
+      for (int32_t i : order) {
+        if (!count(i) && !needed) break;
+        rows.push_back({i, int32_t(count(i))});
+        for (uint32_t e = first(i); e < first(i) + count(i); e++) entries.push_back({matrix.values[e], offsets[matrix.columns[e]]});
+      }
+      piece.row_count = rows.size() - piece.row;
+      pieces.push_back(piece);
+    }
+  }
+  for (const Piece& piece : pieces)
+    sparse.push_back({rows.data() + piece.row, entries.data() + piece.entry, int32_t(piece.row_count)});
+  for (size_t p = 0; p < parts.size(); p++) parts[p].sparse = sparse.data() + p * block_count;
+}
+
+int64_t PackedConv::bytes() const {
+  return int64_t(offsets.size() * 4 + b.size() * 4 + dense.size() * 4 + a_packed.size() * 4 + rows.size() * sizeof(SparseRow) +
+                 entries.size() * sizeof(Entry));
+}
+
+}  // namespace splore

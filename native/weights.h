@@ -1,0 +1,85 @@
+// The weight of a convolution in the two forms that the kernels start from, and packed for one choice of kernel.
+#pragma once
+
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "kernels.h"
+#include "program.h"
+
+namespace splore {
+
+template <class T>
+struct Aligned {  // to a cache line
+  using value_type = T;
+  Aligned() = default;
+  template <class U>
+  Aligned(const Aligned<U>&) {}
+  T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t(64))); }
+  void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t(64)); }
+  template <class U>
+  bool operator==(const Aligned<U>&) const {
+    return true;
+  }
+  template <class U>
+  bool operator!=(const Aligned<U>&) const {
+    return false;
+  }
+};
+template <class T>
+using AlignedVector = std::vector<T, Aligned<T>>;
+
+// Everything but the low-rank part, in CSR, columns over all input channels (a grouped convolution is block diagonal).
+// It looks at the program's own arrays where it can.
+class SparseMatrix {
+ public:
+  SparseMatrix(const Op& op, int64_t channels);
+  int64_t nonzeros() const { return nonzeros_; }
+  const float* values;
+  const uint32_t* columns;
+  const uint32_t* rows;
+
+ private:
+  std::vector<float> own_values_;
+  std::vector<uint32_t> own_columns_, own_rows_;
+  int64_t nonzeros_ = 0;
+};
+
+// All parts added up: (n, k), one group only.
+std::vector<float> fold(const Op& op);
+
+// What a kernel choice asks of the packing.
+struct PackRequest {
+  int64_t channels, taps;   // k = channels * taps
+  int64_t block_channels;   // input channels of a block
+  int parts;                // about equal in work
+  int tile_floats;          // of one gathered column: vectors of the tile times lanes
+  bool gathered;            // offsets count gathered columns of the block; else `offsets` gives them
+  bool dense;               // all parts folded
+  bool dense_finish;        // A by the dense kernel
+  const std::vector<int32_t>* offsets;  // of each of the k columns
+};
+
+struct PackedConv {
+  std::vector<ConvBlock> blocks;
+  std::vector<ConvPart> parts;
+  std::vector<SparseBlock> sparse;  // [part][block]
+  AlignedVector<int32_t> offsets, t_offsets;
+  AlignedVector<float> b, dense, a_packed;
+  AlignedVector<SparseRow> rows;
+  AlignedVector<Entry> entries;
+  int64_t most_columns = 0;  // of a block
+
+  PackedConv(const Op& op, const SparseMatrix& matrix, const PackRequest& request);
+  PackedConv(const PackedConv&) = delete;
+  int64_t bytes() const;
+
+ private:
+  void pack_blocks(const Op& op, const PackRequest& request);
+  void pack_parts(const Op& op, const SparseMatrix& matrix, const PackRequest& request);
+  void pack_sparse(const SparseMatrix& matrix, const PackRequest& request, int64_t n);
+};
+
+}  // namespace splore

@@ -1,0 +1,331 @@
+"""The engine: equal to PyTorch and to its reference, for every kind of input, with and without torch or the library."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from programs import floats, random_program
+from test_capture import decomposed, lively
+from torch import nn
+
+from splore.deploy import program_segment, reference
+from splore.deploy.capture import capture
+from splore.deploy.engine import Engine, compile
+from splore.deploy.program_segment import Choice, fold_dense
+from splore.design.matrix import Scheme
+from splore.zoo.build import build
+from splore.zoo.preactresnet import PreActResNet
+from splore.zoo.resnet import ResNet
+
+
+def has_native() -> bool:
+    try:
+        from splore.deploy.native import load_library
+
+        load_library()
+    except OSError:
+        return False
+    return True
+
+
+needs_native = pytest.mark.skipif(not has_native(), reason="the native library is not built")
+pytestmark = pytest.mark.filterwarnings("ignore:the native library can't be loaded")
+
+
+def engine_of(model: nn.Module, x: torch.Tensor, threads: int | None = None) -> Engine:
+    """The engine without the choice of running everything in torch, which could win on small nets."""
+    captured = capture(model, x)
+    return Engine(captured.segments, captured.input, captured.output, threads)
+
+
+def small_net(seed: int = 0) -> nn.Module:
+    return decomposed(lively(ResNet(8, 10, 3), seed), 2, 0.1)
+
+
+@torch.no_grad()
+def expect_close(engine: Engine, model: nn.Module, x: torch.Tensor) -> None:
+    expected = model(x)
+    found = engine(x)
+    assert isinstance(found, torch.Tensor) and found.shape == expected.shape
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+NETS = {
+    "resnet18": lambda: torchvision.models.resnet18(num_classes=7),
+    "mobilenet_v2": lambda: torchvision.models.mobilenet_v2(num_classes=7),
+    "efficientnet_b0": lambda: torchvision.models.efficientnet_b0(num_classes=7),
+    "vgg19": lambda: decomposed(build("vgg19", 10, 3), 4, 0.02),
+    "resnet20": lambda: decomposed(ResNet(20, 10, 3), 3, 0.15, Scheme.SPATIAL),
+    "preactresnet20": lambda: decomposed(PreActResNet(20, 10, 3), 3, 0.15),
+}
+
+
+@needs_native
+@pytest.mark.parametrize("name", NETS)
+def test_equals_the_model(name):
+    model = lively(NETS[name]())
+    engine = engine_of(model, torch.randn(1, 3, 32, 32))
+    for images in (1, 3, 17) if name != "efficientnet_b0" else (2,):
+        expect_close(engine, model, torch.randn(images, 3, 32, 32))
+
+
+@needs_native
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 1 << 30), st.sampled_from([1, 2, 7, 8, 16, 17, 33]), st.sampled_from([1, 2]))
+def test_native_equals_the_reference(seed, images, threads):
+    from splore.deploy.native import NativeProgram
+
+    program = random_program(seed)
+    x = floats(np.random.default_rng(seed), images, *program.input)
+    native = NativeProgram(program)
+    native.plan(images, threads)
+    expected = reference.run(program, x)
+    np.testing.assert_allclose(native.run(x), expected, rtol=1e-4, atol=1e-4 * max(1e-6, float(np.abs(expected).max())))
+
+
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
+@needs_native
+def test_every_instruction_set_equals_the_reference(isa):
+    from splore.deploy.native import NativeError, NativeProgram
+
+    for seed in range(20):
+        program = random_program(seed)
+        try:
+            native = NativeProgram(program, isa)
+        except NativeError as error:
+            pytest.skip(str(error))
+        assert native.isa == isa
+        x = floats(np.random.default_rng(seed), 9, *program.input)
+        expected = reference.run(program, x)
+        np.testing.assert_allclose(
+            native.run(x), expected, rtol=1e-4, atol=1e-4 * max(1e-6, float(np.abs(expected).max()))
+        )
+
+
+def test_any_batch_and_both_kinds_of_arrays():
+    model = small_net()
+    engine = engine_of(model, torch.randn(4, 3, 16, 16))
+    for images in (0, 1, 2, 9, 40):
+        x = torch.randn(images, 3, 16, 16)
+        y = engine(x)
+        assert y.shape == (images, 10) and y.dtype == torch.float32
+        if images:
+            expect_close(engine, model, x)
+        z = engine(x.numpy())
+        assert isinstance(z, np.ndarray)
+        np.testing.assert_allclose(z, y.numpy(), rtol=1e-5, atol=1e-5)
+    turned = torch.randn(2, 16, 16, 3).permute(0, 3, 1, 2)  # channels last in memory
+    expect_close(engine, model, turned)
+    read_only = np.broadcast_to(np.float32(1), (2, 3, 16, 16))
+    np.testing.assert_allclose(engine(read_only), engine(np.ones((2, 3, 16, 16), np.float32)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "x, message",
+    [
+        (torch.zeros(1, 3, 8, 8), r"of shape \(N, 3, 16, 16\), found torch.float32 of shape \(1, 3, 8, 8\)"),
+        (np.zeros((3, 16, 16), np.float32), "expected float32 of shape"),
+        (np.zeros((1, 3, 16, 16)), "found float64"),
+        (torch.zeros(1, 3, 16, 16).half(), "found torch.float16"),
+        ([[0.0]], "a NumPy array or a torch tensor, found list"),
+    ],
+)  # fmt: skip
+def test_other_inputs_are_refused(x, message):
+    engine = engine_of(small_net(), torch.randn(1, 3, 16, 16))
+    with pytest.raises(ValueError, match=message):
+        engine(x)
+
+
+def test_saving_and_loading_is_the_identity(tmp_path):
+    engine = engine_of(small_net(), torch.randn(1, 3, 16, 16))
+    engine.save(tmp_path / "net.splore")
+    loaded = Engine.load(tmp_path / "net.splore", threads=1)
+    assert (loaded.input, loaded.output, loaded.threads) == ((3, 16, 16), (10,), 1)
+    x = np.random.default_rng(0).standard_normal((3, 3, 16, 16)).astype(np.float32)
+    np.testing.assert_allclose(loaded(x), engine(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_of_vectors(tmp_path):
+    model = decomposed(nn.Sequential(nn.Linear(40, 50), nn.ReLU(), nn.Linear(50, 4)), 3, 0.1).eval()
+    engine = engine_of(model, torch.randn(1, 40))
+    expect_close(engine, model, torch.randn(20, 40))
+    engine.save(tmp_path / "net.splore")
+    assert Engine.load(tmp_path / "net.splore")(np.zeros((2, 40), np.float32)).shape == (2, 4)
+
+
+WITHOUT_TORCH = """
+    import sys, time
+    import numpy as np
+
+    class NoTorch:
+        def find_spec(self, name, *_):
+            if name.partition(".")[0] == "torch":
+                raise ImportError("there is no torch here")
+
+    sys.meta_path.insert(0, NoTorch())
+    x = np.load(sys.argv[2])
+    start = time.perf_counter()
+    from splore.deploy.engine import Engine
+    engine = Engine.load(sys.argv[1])
+    seconds = time.perf_counter() - start
+    np.save(sys.argv[3], engine(x))
+    assert not any(name.partition(".")[0] == "torch" for name in sys.modules)
+    print(seconds)
+"""
+
+
+def test_a_saved_engine_runs_without_torch(tmp_path):
+    engine = engine_of(lively(decomposed(build("vgg19", 10, 3), 4, 0.02)), torch.randn(1, 3, 32, 32))
+    engine.save(tmp_path / "net.splore")
+    x = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    script = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(WITHOUT_TORCH)]
+    files = [str(tmp_path / name) for name in ("net.splore", "x.npy", "y.npy")]
+    path = os.pathsep.join([str(Path(program_segment.__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    ran = subprocess.run([*script, *files], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+    assert ran.returncode == 0, ran.stderr
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), engine(x), rtol=1e-4, atol=1e-4)
+    assert float(ran.stdout) < 2.0  # 0.1 s on an idle machine; a loaded one may be slower
+
+
+def test_without_the_library_the_reference_runs(monkeypatch):
+    monkeypatch.setattr(program_segment, "_native", lambda program: (None, "no such file"))
+    model = small_net()
+    with pytest.warns(RuntimeWarning, match=r"can't be loaded \(no such file\).*tens of times slower"):
+        engine = engine_of(model, torch.randn(1, 3, 16, 16))
+    expect_close(engine, model, torch.randn(3, 3, 16, 16))
+    assert "NumPy reference: no such file" in engine.summary()
+
+
+class Tail(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_net()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(self.net(x), 1)
+
+
+def test_what_the_engine_does_not_know_runs_in_torch(tmp_path):
+    model = Tail().eval()
+    engine = engine_of(model, torch.randn(2, 3, 16, 16))
+    expect_close(engine, model, torch.randn(5, 3, 16, 16))
+    assert "In torch:\n  aten.softmax.int (softmax): the engine has no such operator" in engine.summary()
+    with pytest.raises(ValueError, match="a part of this model needs torch.*\n.*\n.*softmax"):
+        engine.save(tmp_path / "net.splore")
+
+
+def test_compile_runs_the_faster_of_engine_and_torch(monkeypatch):
+    x = torch.randn(2, 3, 16, 16)
+    model = small_net()
+    for ours, theirs in ((1.0, 2.0), (2.0, 1.0)):
+        monkeypatch.setattr("splore.deploy.engine.fastest_ms", lambda *_, times=(ours, theirs): times)
+        engine = compile(model, x, threads=1)
+        expect_close(engine, model, x)
+        assert engine.threads == 1
+        assert engine.summary().startswith("Runs the dense network in torch, 1 ms") == (theirs < ours)
+
+
+@needs_native
+def test_the_folded_network_runs_where_it_is_faster(monkeypatch):
+    model = decomposed(lively(ResNet(8, 10, 3)), 3, 0.4)
+    for times, verdict in (((1.0, 2.0), "runs compressed"), ((2.0, 1.0), "runs dense, because")):
+        monkeypatch.setattr(program_segment, "fastest_ms", lambda *_, times=times: times)
+        engine = engine_of(model, torch.randn(1, 3, 16, 16))
+        expect_close(engine, model, torch.randn(9, 3, 16, 16))
+        assert verdict in engine.summary()
+    assert Choice(1, 1.0, 0.5).dense_wins and not Choice(1).dense_wins
+
+
+def test_folding_changes_nothing_but_the_weights():
+    (program,) = capture(small_net(), torch.randn(1, 3, 16, 16)).segments
+    folded = fold_dense(program)
+    x = np.random.default_rng(0).standard_normal((2, 3, 16, 16)).astype(np.float32)
+    np.testing.assert_allclose(reference.run(folded, x), reference.run(program, x), rtol=1e-4, atol=1e-4)
+    assert folded.multiply_adds > 4 * program.multiply_adds
+
+
+@needs_native
+def test_summary_shows_each_operation():
+    engine = engine_of(small_net(), torch.randn(4, 3, 16, 16), threads=2)
+    assert "not planned yet" in engine.summary()
+    engine(torch.randn(4, 3, 16, 16))
+    lines = engine.summary().splitlines()
+    assert "2 threads, batch 4" in lines[0]
+    assert lines[1].split() == ["operation", "name", "output", "weight", "kernel", "ms", "GMAC/s"]
+    (row,) = [line for line in lines if "stage1.0.conv2" in line]
+    assert row.startswith("conv 3x3 + add + relu") and "16x16x16" in row and "rank 2 + " in row
+    assert "stored multiply-adds an image" in lines[-1]
+
+
+def test_one_operator_for_torch():
+    model = small_net()
+    x = torch.randn(2, 3, 16, 16)
+    module = engine_of(model, x).as_module()
+    expected = module(x)
+    batch = torch.export.Dim("batch", min=1)
+    exported = torch.export.export(module, (x,), dynamic_shapes=({0: batch},))
+    calls = [node.target for node in exported.graph.nodes if node.op == "call_function"]
+    assert calls.count(torch.ops.splore.engine.default) == 1
+    assert exported.module()(torch.randn(5, 3, 16, 16)).shape == (5, 10)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), expected)
+    torch.library.opcheck(torch.ops.splore.engine.default, (x, module.handle, [10]))
+
+
+def test_an_operator_whose_engine_is_gone():
+    module = engine_of(small_net(), torch.randn(1, 3, 16, 16)).as_module()
+    handle = module.handle
+    del module
+    with pytest.raises(RuntimeError, match="refers to an engine"):
+        torch.ops.splore.engine(torch.randn(1, 3, 16, 16), handle, [10])
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_threads_are_checked(threads):
+    with pytest.raises(ValueError, match="at least one thread"):
+        engine_of(small_net(), torch.randn(1, 3, 16, 16), threads)
+
+
+def test_two_engines_in_two_threads():
+    models = [small_net(seed) for seed in (0, 1)]
+    engines = [engine_of(model, torch.randn(1, 3, 16, 16)) for model in models]
+    x = torch.randn(9, 3, 16, 16)
+    expected = [engine(x) for engine in engines]
+    found: list[list[torch.Tensor]] = [[], [], [], []]
+
+    def work(index: int) -> None:
+        found[index] = [engines[index % 2](x) for _ in range(20)]
+
+    workers = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for index, results in enumerate(found):
+        assert len(results) == 20
+        assert all(torch.equal(result, expected[index % 2]) for result in results)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_runs_after_a_fork():
+    engine = engine_of(small_net(), torch.randn(1, 3, 16, 16), threads=2)
+    x = np.random.default_rng(0).standard_normal((9, 3, 16, 16)).astype(np.float32)
+    expected = engine(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside other threads
+        child = os.fork()
+    if child == 0:
+        os._exit(0 if np.array_equal(engine(x), expected) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    np.testing.assert_array_equal(engine(x), expected)

@@ -1,0 +1,225 @@
+"""The native kernels beside their readable twin: every kernel, layout, instruction set and number of threads."""
+
+import os
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from programs import floats, random_program, random_sparse
+
+from splore.deploy import native, reference
+from splore.deploy.native import NativeError, NativeProgram
+from splore.deploy.program import Act, Conv, Program, Scale, Weight
+
+
+def available() -> list[str]:
+    try:
+        native.load_library()
+    except NativeError:
+        return []
+    tiny = random_program(0)
+    found = []
+    for isa in ("generic", "avx2", "avx512"):
+        try:
+            NativeProgram(tiny, isa)
+        except NativeError:
+            continue
+        found.append(isa)
+    return found
+
+
+ISAS = available()
+pytestmark = pytest.mark.skipif(not ISAS, reason="the native library is not built")
+
+
+@pytest.fixture(autouse=True)
+def fast_plans(monkeypatch):
+    monkeypatch.setenv("SPLORE_PLAN", "fast")
+
+
+def expect_equal(program: Program, images: int, threads: int = 1, isa: str | None = None, kernel: str = "") -> None:
+    x = floats(np.random.default_rng(images), images, *program.input)
+    engine = NativeProgram(program, isa)
+    engine.force(kernel)
+    engine.plan(max(1, images), threads)
+    want, got = reference.run(program, x), engine.run(x)
+    largest = max(1.0, float(np.abs(want).max(initial=0)))
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-5 * largest)
+
+
+def conv_program(
+    seed: int, c: int, n: int, side: tuple[int, int], kernel: int, density: float, rank: int, stride: int = 1,
+    act: Act = Act.RELU, residual: bool = False,
+) -> Program:  # fmt: skip
+    """A convolution of two inputs' worth of structure behind another one, so that borders are written by a kernel."""
+    rng = np.random.default_rng(seed)
+    k = c * kernel**2
+    low_rank = {"A": floats(rng, n, rank), "B": floats(rng, rank, k) / np.float32(k**0.5)} if rank else {}
+    sparse = random_sparse(rng, n, k, density)
+    sparse["values"] /= np.float32(max(1.0, k * density) ** 0.5)
+    first = Conv("first", (0,), Weight(dense=floats(rng, c, 3)), floats(rng, c))
+    second = Conv(
+        "second", (1,), Weight(**low_rank, **sparse), floats(rng, n), (kernel,) * 2, (stride,) * 2, (kernel // 2,) * 4,
+        act=act, pre=Scale(floats(rng, c), floats(rng, c)) if seed % 2 else None,
+    )  # fmt: skip
+    shape = second.shape((c, *side))
+    third = Conv("third", (2, 2) if residual else (2,), Weight(**random_sparse(rng, n, n, 0.3)), floats(rng, n))
+    assert shape[0] == n
+    return Program((3, *side), (first, second, third))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kernel", ["sparse", "dense", "gathered", "in place", "1x1", "1x8", "2x4", "4x4", "block 8 "])
+@pytest.mark.parametrize("images", [1, 3, 16, 18])
+def test_every_kernel_equals_the_reference(isa, kernel, images):
+    expect_equal(conv_program(1, 40, 30, (9, 11), 3, 0.2, 9), images, isa=isa, kernel=kernel)
+    expect_equal(conv_program(2, 33, 17, (8, 8), 3, 0.1, 3, residual=True), images, isa=isa, kernel=kernel)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 1 << 20),
+    channels=st.tuples(st.integers(1, 70), st.integers(1, 40)),
+    side=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    kernel=st.sampled_from([1, 2, 3, 5]),
+    density=st.sampled_from([0.0, 0.02, 0.2, 1.0]),
+    rank=st.integers(0, 12),
+    stride=st.sampled_from([1, 1, 2, 3]),
+    images=st.integers(1, 33),
+    threads=st.sampled_from([1, 2, 3]),
+    isa=st.sampled_from(ISAS or [None]),
+)
+def test_convolutions_equal_the_reference(seed, channels, side, kernel, density, rank, stride, images, threads, isa):
+    c, n = channels
+    rank = min(rank, n, c * kernel**2)
+    expect_equal(conv_program(seed, c, n, side, kernel, density, rank, stride), images, threads, isa)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 1 << 30), st.integers(1, 33), st.sampled_from([1, 2]), st.sampled_from(ISAS or [None]))
+def test_programs_equal_the_reference(seed, images, threads, isa):
+    expect_equal(random_program(seed), images, threads, isa)
+
+
+def test_a_timed_plan_equals_the_reference(monkeypatch):
+    monkeypatch.delenv("SPLORE_PLAN")
+    program = conv_program(3, 24, 20, (12, 12), 3, 0.15, 2)
+    for images in (1, 5, 16, 40):
+        expect_equal(program, images, threads=2)
+    engine = NativeProgram(program)
+    engine.plan(1, 1)
+    rows = engine.table()
+    assert [row["op"] for row in rows] == [-1, 0, 1, 2, -2]
+    assert all(row["ms"] > 0 for row in rows) and rows[2]["macs"] > 0
+
+
+@pytest.mark.parametrize("side", [(8, 8), (5, 7), (14, 28), (3, 4), (9, 9)])
+@pytest.mark.parametrize("pre", [False, True])
+@pytest.mark.parametrize("images", [2, 16, 20])
+def test_chains_of_residuals(side, pre, images):
+    rng = np.random.default_rng(0)
+    c = 12
+
+    def conv(name: str, *inputs: int, pre: bool = False) -> Conv:
+        weight = Weight(**random_sparse(rng, c, 9 * c, 0.2))
+        before = Scale(floats(rng, c), floats(rng, c)) if pre else None
+        return Conv(name, inputs, weight, floats(rng, c), (3, 3), pad=(1,) * 4, act=Act.RELU6, pre=before)
+
+    ops = [conv("in", 0)]
+    for _ in range(3):
+        x = len(ops)
+        ops += [conv("one", x, pre=pre), conv("two", x + 1, x)]
+    expect_equal(Program((c, *side), tuple(ops)), images, threads=2)
+
+
+@pytest.mark.parametrize("act", list(Act))
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_activation(act, isa):
+    expect_equal(conv_program(4, 5, 6, (7, 6), 3, 0.5, 0, act=act), 2, isa=isa)
+
+
+def test_a_nan_stays_where_it_belongs():
+    program = conv_program(6, 8, 8, (12, 12), 3, 0.9, 0)
+    x = floats(np.random.default_rng(0), 20, *program.input)
+    clean = NativeProgram(program).run(x)
+    x[7, 0, 0, 0] = np.nan
+    y = NativeProgram(program).run(x)
+    assert np.isnan(y[7]).any()
+    others = np.arange(20) != 7
+    np.testing.assert_array_equal(y[others], clean[others])
+    np.testing.assert_array_equal(y[7, :, 6:, 6:], clean[7, :, 6:, 6:])
+
+
+def test_threads_and_forks():
+    programs = [random_program(seed) for seed in (11, 12)]
+    inputs = [floats(np.random.default_rng(0), 5, *program.input) for program in programs]
+    engines = [NativeProgram(program) for program in programs]
+    for engine in engines:
+        engine.plan(5, 2)
+    wants = [engine.run(x) for engine, x in zip(engines, inputs, strict=True)]
+    wrong = []
+
+    def work(index: int) -> None:
+        for _ in range(30):
+            if not np.array_equal(engines[index].run(inputs[index]), wants[index], equal_nan=True):
+                wrong.append(index)
+
+    # Two threads for each engine: different engines run at once, calls of one engine follow one another.
+    threads = [threading.Thread(target=work, args=(index % 2,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+    child = os.fork()
+    if child == 0:
+        right = all(np.array_equal(e.run(x), w, equal_nan=True) for e, x, w in zip(engines, inputs, wants, strict=True))
+        os._exit(0 if right else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    work(0)
+    assert not wrong
+
+
+def test_an_empty_batch():
+    program = random_program(5)
+    assert NativeProgram(program).run(np.zeros((0, *program.input), np.float32)).shape == (0, *program.output)
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("kind", 99), ("kind", -1), ("act", 8), ("inputs_begin", -1), ("inputs_begin", 1 << 40), ("inputs_count", 3),
+        ("outputs", 0), ("outputs", 1 << 62), ("kernel_h", 0), ("kernel_w", 1 << 40), ("stride_h", 0), ("pad_top", -1),
+        ("pad_left", 1 << 62), ("dilation_w", 1 << 30), ("groups", 0), ("groups", 7), ("rank", -1), ("rank", 1 << 40),
+        ("bias", 50), ("bias", -1), ("values", 0), ("columns", 0), ("rows", -1), ("A", 10),
+    ],
+)  # fmt: skip
+def test_the_library_checks_programs_itself(word, value, monkeypatch):
+    words_of = native._words
+    monkeypatch.setattr(native, "_words", lambda op: words_of(op) | {word: value})
+    if word in ("inputs_begin", "inputs_count"):
+        raw_of = native._raw
+
+        def raw(program):
+            made, keep = raw_of(program)
+            keep[0][:, native._WORDS.index(word)] = value
+            return made, keep
+
+        monkeypatch.setattr(native, "_raw", raw)
+    with pytest.raises(NativeError):
+        NativeProgram(conv_program(2, 4, 5, (6, 6), 3, 0.3, 2))
+
+
+def test_columns_outside_of_the_weight_are_refused():
+    program = conv_program(2, 4, 5, (6, 6), 3, 0.9, 0)
+    program.ops[1].weight.columns[-1] = 36
+    with pytest.raises(NativeError, match="operation 1: .*columns"):
+        NativeProgram(program)
+
+
+def test_an_unknown_instruction_set_is_refused():
+    with pytest.raises(NativeError, match="avx1024"):
+        NativeProgram(random_program(0), "avx1024")
