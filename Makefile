@@ -10,7 +10,7 @@ help:  ## list the targets
 
 setup: .venv/installed  ## make .venv with everything that the other targets need
 
-.venv/installed: pyproject.toml
+.venv/installed: pyproject.toml CMakeLists.txt $(wildcard native/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "splore needs Python 3.10 or newer; name one with: make PYTHON=/path/to/python3"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
@@ -35,6 +35,23 @@ check: setup  ## format, lint, types and the import contract
 format: setup  ## rewrite the code in the house's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench: setup  ## compare the engine and a training step with other runtimes, into benchmarks/results (long)
+	$(BIN)/python -m pip install --quiet --editable ".[dev,bench]"
+	for structure in "vgg19 --kept 0.03 --rank 4 --batch 1 32" "preactresnet56 --kept 0.25 --rank 0.1 --batch 1 32" \
+	  "resnet50 --kept 0.3757 --rank 0.1 --batch 1 16" "resnet50 --kept 0.2 --rank 0.05 --batch 1 16"; do \
+	  $(BIN)/python benchmarks/engine.py --net $$structure --json benchmarks/results/engine.json || exit 1; \
+	done
+	$(BIN)/python benchmarks/training.py --memory --json benchmarks/results/training.json
+
+fuzz: setup  ## run 100,000 mutated program files through the engine under AddressSanitizer and UBSan
+	$(BIN)/python -m pip install --quiet "cmake>=3.18"
+	$(BIN)/cmake -S . -B build/sanitize -DSPLORE_SANITIZE=ON && $(BIN)/cmake --build build/sanitize -j
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	  SPLORE_PLAN=fast SPLORE_LIBRARY=build/sanitize/libsplore.so $(BIN)/python tests/fuzz_program.py --files 100000
+
+docs: setup  ## make the tables of results in docs/ from the runs' JSON
+	$(BIN)/python benchmarks/table.py > docs/results.md
 
 clean:  ## remove .venv and what was built
 	rm -rf .venv build dist

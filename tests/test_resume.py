@@ -1,5 +1,6 @@
 """A run that dies, however it dies, and is resumed ends as if nothing had happened: the same bits, the same journal."""
 
+import contextlib
 import json
 import os
 import random
@@ -66,6 +67,26 @@ def test_killed_again_and_again_it_ends_with_the_same_bits(seed, undisturbed, tm
     assert done.code == 0, "it never came to its end"
     assert kills >= 10
     assert stages >= {"dense", "train", "finetune"}
+    assert_same(tmp_path / "out", undisturbed)
+
+
+def newest(out):
+    """The newest checkpoint's contents; None while there is none."""
+    with contextlib.suppress(IndexError, FileNotFoundError):
+        return torch.load(checkpoints(out)[-1], weights_only=True)
+
+
+@pytest.mark.parametrize("stage", ["train", "finetune"])
+def test_killed_at_the_very_start_of_a_stage(stage, undisturbed, tmp_path):
+    """Before its first step: what the last stage left behind is all there is, and the cut is still to come."""
+    words = [word for word in WORDS if "checkpoint_minutes" not in word]
+    command = Command(words, tmp_path, env={"SLEEP": "0.04"})
+    until(lambda: (newest(tmp_path / "out") or {}).get("stage") == stage)
+    command.process.kill()
+    assert command.wait().code == -signal.SIGKILL
+    assert newest(tmp_path / "out")["optimizer"] is None
+    done = splore(*words, "--resume", folder=tmp_path)
+    assert done.code == 0 and f"going on in stage {stage}" in done.out, done
     assert_same(tmp_path / "out", undisturbed)
 
 

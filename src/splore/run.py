@@ -5,7 +5,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -336,17 +336,19 @@ def evaluate_on(model: nn.Module, wish: DataRecipe, device: str) -> Score:
 
 
 def _open_data(wish: DataRecipe, seed: int, accelerator: Accelerator) -> Data:
-    return open_data(
-        wish.name,
-        wish.root,
-        batch_size=wish.batch_size,
-        seed=seed,
-        device=accelerator.device,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        workers=wish.workers,
-        download=wish.download,
-    )
+    # What is to be fetched is fetched by one process of each machine.
+    with accelerator.local_main_process_first() if wish.download else nullcontext():
+        return open_data(
+            wish.name,
+            wish.root,
+            batch_size=wish.batch_size,
+            seed=seed,
+            device=accelerator.device,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            workers=wish.workers,
+            download=wish.download,
+        )
 
 
 def _reach(optimizer: torch.optim.Optimizer) -> float:
