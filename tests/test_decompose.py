@@ -215,13 +215,14 @@ def obstacles():
     }
 
 
+@pytest.mark.parametrize("include", [(nn.Conv2d, nn.Linear), ("Conv2d", "Linear")])
 @pytest.mark.parametrize("reason", obstacles())
-def test_what_cannot_be_decomposed_stays_dense_and_the_summary_says_why(reason):
+def test_what_cannot_be_decomposed_stays_dense_and_the_summary_says_why(reason, include):
     model = nn.ModuleDict({"good": nn.Linear(20, 20), "renamed": Renamed(20, 20, 3)})
     for i, layer in enumerate(obstacles().values()):
         model[f"layer{i}"] = layer
     before = dict(model.named_modules())
-    summary = decompose(model, Design(rank=2, include=(nn.Conv2d, nn.Linear)))
+    summary = decompose(model, Design(rank=2, include=include))
     name = f"layer{list(obstacles()).index(reason)}"
     assert list(summary.ranks) == ["good", "renamed"]
     assert reason in summary.dense[name] and f"stays dense: {name}: " in str(summary)
@@ -267,6 +268,23 @@ def test_the_bias_and_the_training_mode_are_kept():
     for name, layer in decomposed_layers(model).items():
         assert layer.bias is biases[name]
         assert layer.training == (not name.startswith("3"))
+
+
+def test_a_frozen_layer_stays_frozen_whatever_is_done_to_it():
+    model = net()
+    model[3].requires_grad_(False)
+    decompose(model, Design(rank=2))
+    frozen = copy.deepcopy(model[3].state_dict())
+    model(torch.randn(2, 3, 8, 8)).sum().backward()
+    splore.FrobeniusDecay(model, 0.1).add_gradients()
+    torch.optim.SGD(splore.parameter_groups(model, 0.1), lr=0.1).step()
+    splore.L1(model, 1.0).shrink(0.1)
+    assert all(torch.equal(value, frozen[name]) for name, value in model[3].state_dict().items())
+    splore.cut_ranks(model, 0.5)
+    assert model[3][0].rank == 1 and not any(p.requires_grad for p in model[3].parameters())
+    assert all(p.requires_grad for p in model[0].parameters())
+    materialise(model)
+    assert [p.requires_grad for p in model.parameters()] == [True, True, True, True, False, False, False, True, True]
 
 
 # Ranks

@@ -60,6 +60,8 @@ class LowRankSparse(nn.Module):
         else:
             self.register_parameter("S", None)
             self.register_buffer("mask", None)
+        for part in self.parameters():
+            part.requires_grad_(weight.requires_grad)  # a frozen layer stays frozen
         self.register_parameter("bias", dense.bias)  # type: ignore[arg-type]
         self.train(dense.training)
 
@@ -91,12 +93,9 @@ class LowRankSparse(nn.Module):
             raise ValueError(
                 f"expected A ({m}, r) and B (r, {k}) with one r, found {tuple(A.shape)} and {tuple(B.shape)}"
             )
-        if A.shape == self.A.shape:
-            self.A.copy_(A)
-            self.B.copy_(B)
-        else:
-            self.A = nn.Parameter(A.detach().to(self.A).contiguous().clone())
-            self.B = nn.Parameter(B.detach().to(self.B).contiguous().clone())
+        self._resize(A.shape[1])
+        self.A.copy_(A)
+        self.B.copy_(B)
         if S is not None:
             if self.S is None:
                 raise ValueError("this layer has no sparse part")
@@ -105,14 +104,20 @@ class LowRankSparse(nn.Module):
                 self.mask.copy_(mask)
                 self.S.mul_(self.mask)
 
+    def _resize(self, rank: int) -> None:
+        """Gives A and B the places for another rank; nothing happens where they have it."""
+        if rank != self.rank:
+            m, k = matrix_shape(self.weight_shape, self.scheme)
+            self.A = nn.Parameter(self.A.new_empty(m, rank), requires_grad=self.A.requires_grad)
+            self.B = nn.Parameter(self.B.new_empty(rank, k), requires_grad=self.B.requires_grad)
+
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:  # noqa: ANN001, ANN002
         # The rank is part of the state: a layer whose singular values were cut loads into one that was not.
         A, B = state_dict.get(prefix + "A"), state_dict.get(prefix + "B")
         if A is not None and B is not None and A.dim() == 2 and A.shape != self.A.shape:
             m, k = matrix_shape(self.weight_shape, self.scheme)
             if A.shape[0] == m and B.shape == (A.shape[1], k):
-                self.A = nn.Parameter(self.A.new_empty(A.shape))
-                self.B = nn.Parameter(self.B.new_empty(B.shape))
+                self._resize(A.shape[1])
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _describe(self) -> str:
@@ -201,6 +206,8 @@ def _explicit_padding(conv: nn.Conv2d) -> list[int]:
 @torch.no_grad()
 def _filled(dense, layer: LowRankSparse):  # noqa: ANN001, ANN202
     dense.weight.copy_(layer.weight)
+    dense.weight.requires_grad_(layer.A.requires_grad)
     if dense.bias is not None:
         dense.bias.copy_(layer.bias)
+        dense.bias.requires_grad_(layer.bias.requires_grad)
     return dense.train(layer.training)

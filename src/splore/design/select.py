@@ -8,7 +8,7 @@ from torch import nn
 
 Pattern = str | type[nn.Module]
 """A module's name (`layer1.0.conv1`), a glob over names (`layer*.conv1`), `re:` and a regular expression that must
-match the whole name, a class's name (`Conv2d`), or a class."""
+match the whole name, a class's name (`Conv2d`), or a class. A class means its subclasses too."""
 
 
 def matches(pattern: Pattern, name: str, module: nn.Module) -> bool:
@@ -17,7 +17,7 @@ def matches(pattern: Pattern, name: str, module: nn.Module) -> bool:
         return isinstance(module, pattern)
     if pattern.startswith("re:"):
         return re.fullmatch(pattern[3:], name) is not None
-    return fnmatch.fnmatchcase(name, pattern) or type(module).__name__ == pattern
+    return fnmatch.fnmatchcase(name, pattern) or any(kind.__name__ == pattern for kind in type(module).__mro__)
 
 
 def select(

@@ -36,13 +36,14 @@ class L1:
     The term is strength * sum over layers of scale * sum |S|. Its subgradient (the paper's way) draws entries towards
     zero but never onto it; the proximal step, after the optimiser's, makes exact zeros. Use one of the two.
 
-    Build it after `decompose`, and again if layers are replaced.
+    Build it after `decompose`, and again if layers are replaced. Frozen layers are left alone.
     """
 
     def __init__(self, model: nn.Module, strength: float, scaling: Scaling = Scaling.PCA) -> None:
         if strength < 0:
             raise ValueError(f"the strength of the l1 can't be negative, found {strength}")
-        self.parts: list[Tensor] = [layer.S for layer in decomposed_layers(model).values() if layer.S is not None]
+        parts = [layer.S for layer in decomposed_layers(model).values()]
+        self.parts: list[Tensor] = [S for S in parts if S is not None and S.requires_grad]
         self.strengths = [strength * (max(S.shape) ** -0.5 if scaling is Scaling.PCA else 1.0) for S in self.parts]
         self._weights: Tensor | None = None
 
