@@ -207,7 +207,7 @@ def _explicit_padding(conv: nn.Conv2d) -> list[int]:
 def _filled(dense, layer: LowRankSparse):  # noqa: ANN001, ANN202
     dense.weight.copy_(layer.weight)
     dense.weight.requires_grad_(layer.A.requires_grad)
-    if dense.bias is not None:
+    if layer.bias is not None:
         dense.bias.copy_(layer.bias)
         dense.bias.requires_grad_(layer.bias.requires_grad)
     return dense.train(layer.training)
