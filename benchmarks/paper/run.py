@@ -16,16 +16,22 @@ import sys
 import time
 from pathlib import Path
 
+from splore.recipe import Recipe
+from splore.recipe_file import recipe_parser
+
 HERE = Path(__file__).parent
 RECIPES = HERE.parents[1] / "recipes"
 RESULTS = HERE.parent / "results" / "paper"
 
-KEPT = {"vgg19": [0.0314, 0.02, 0.01], "preactresnet56": [0.2978, 0.15, 0.08], "resnet20": [0.30, 0.15]}
-NETS = {
-    "vgg19": "cifar10-vgg19.yaml",
-    "preactresnet56": "cifar10-preactresnet56.yaml",
-    "resnet20": "cifar10-resnet20-cpu.yaml",
+NETS: dict[str, tuple[str, list[float]]] = {
+    "vgg19": ("cifar10-vgg19.yaml", [0.0314, 0.02, 0.01]),
+    "preactresnet56": ("cifar10-preactresnet56.yaml", [0.2978, 0.15, 0.08]),
+    "resnet20": ("cifar10-resnet20-cpu.yaml", [0.30, 0.15]),
+    "preactresnet20": ("cifar10-resnet20-cpu.yaml", [0.30, 0.15]),
+    "digits_cnn": ("digits.yaml", [0.02]),
 }
+"""The recipe of a net, and the shares of its parameters that are kept where --kept names none."""
+
 METHODS = {
     "dense": ["--method=dense"],
     "low-rank": ["--method=low-rank"],
@@ -33,90 +39,124 @@ METHODS = {
     "paper": ["--train.proximal=false", "--cut.score=energy_share", "--cut.steps=1"],
     "best": [],
 }
-"""What sets a method apart: `paper` has the l1 in the loss and one cut by energy, `best` is the recipe as it stands."""
+"""What sets a method apart: `paper` has the l1 in the loss and one cut by energy, `best` is the recipe as it stands.
+
+None of them has a teacher: each sees the images as often as the dense net, and nothing else.
+"""
+
+ABLATIONS = {
+    "subgradient": ["--train.proximal=false"],
+    "no-l1": ["--train.l1=0"],
+    "l1-x3": [],
+    "l1-third": [],
+    "l1-unscaled": ["--train.l1_scaling=none"],
+    "no-frobenius": ["--train.frobenius=0"],
+    "rank-1": ["--design.rank=1"],
+    "rank-8": ["--design.rank=8"],
+    "one-shot": ["--cut.steps=1"],
+    "by-magnitude": ["--cut.score=magnitude"],
+    "by-relative": ["--cut.score=relative"],
+    "by-energy": ["--cut.score=energy_share"],
+    "stale-norm": ["--cut.recalibrate_batches=0"],
+    "distilled": ["--baseline=true", "--finetune.distill=0.5"],
+}
+"""`best` with one thing changed, to see what matters."""
 
 
-def jobs(args: argparse.Namespace) -> list[tuple[str, list[str]]]:
-    """The runs by name, with the arguments of each; the seeds of one setting follow one another."""
-    found = []
-    for net, method in itertools.product(args.net, args.method):
-        epochs = "--train.epochs" if method == "dense" else None
-        for kept in [None] if method == "dense" else args.kept or KEPT[net]:
-            for seed in args.seeds:
-                name = "-".join([net, method, *([f"{100 * kept:g}"] if kept else []), str(seed)])
-                words = [f"--seed={seed}", "--baseline=false", f"--data.root={args.root}", *METHODS[method]]
-                words += [f"--cut.params={kept}"] if kept else []
-                words += [f"{epochs}={total_epochs(net, args.more)}"] if epochs else []
-                found.append((name, [str(RECIPES / NETS[net]), *[w for w in args.more if keeps(w, epochs)], *words]))
+def recipe_of(net: str, words: list[str]) -> Recipe:
+    """The recipe of a net with these overrides."""
+    parser = recipe_parser()
+    values = parser.instantiate(parser.parse_args(["--config", str(RECIPES / NETS[net][0]), *words]))
+    return Recipe(**{key: values[key] for key in Recipe.__dataclass_fields__})
+
+
+def overrides(net: str, method: str, more: list[str]) -> tuple[list[str], int]:
+    """What a method changes in the recipe of a net, and the epochs of a run: the same number for every method."""
+    base = recipe_of(net, more)
+    epochs = base.train.epochs + base.finetune.epochs
+    words = [*more, f"--model={net}", "--baseline=false", "--finetune.distill=0"]
+    words += (METHODS | ABLATIONS)[method]
+    if method == "dense":
+        words.append(f"--train.epochs={epochs}")
+    if method in ("l1-x3", "l1-third"):
+        words.append(f"--train.l1={base.train.l1 * (3 if method == 'l1-x3' else 1 / 3):.3g}")
+    return words, epochs
+
+
+def jobs(args: argparse.Namespace, more: list[str]) -> dict[str, list[str]]:
+    """The arguments of each run by its name, seed by seed, so that whatever is done first is a whole table."""
+    found = {}
+    for seed, net, method in itertools.product(args.seeds, args.net, args.method):
+        words, epochs = overrides(net, method, more)
+        for kept in [1.0] if method == "dense" else args.kept or NETS[net][1]:
+            cut = [] if method == "dense" else [f"--cut.params={kept}"]
+            root = [f"--data.root={args.root}"] if args.root else []
+            recipe = str(RECIPES / NETS[net][0])
+            name = f"{net}-{method}-{100 * kept:g}-{epochs}ep-seed{seed}"
+            found[name] = [recipe, *words, *cut, *root, f"--seed={seed}"]
     return found
 
 
-def keeps(word: str, replaced: str | None) -> bool:
-    """Whether an override for all runs holds for this one too."""
-    return replaced is None or not word.startswith(replaced + "=")
-
-
-def total_epochs(net: str, more: list[str]) -> int:
-    """The epochs of the dense net: those of training and fine-tuning together."""
-    from splore.recipe import Recipe
-    from splore.recipe_file import recipe_parser
-
-    parser = recipe_parser()
-    values = parser.instantiate(parser.parse_args(["--config", str(RECIPES / NETS[net]), *more]))
-    recipe = Recipe(**{key: values[key] for key in Recipe.__dataclass_fields__})
-    return recipe.train.epochs + recipe.finetune.epochs
-
-
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", required=True, help="CIFAR-10: torchvision's files, or a folder of images")
+    parser.add_argument(
+        "--root", help="CIFAR-10: torchvision's files, or a folder of images; not needed for digits_cnn"
+    )
     parser.add_argument("--net", nargs="+", choices=NETS, default=["vgg19", "preactresnet56"])
-    parser.add_argument("--method", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--method", nargs="+", choices=METHODS | ABLATIONS, default=list(METHODS))
     parser.add_argument("--kept", nargs="+", type=float, help="shares of the parameters; each net's own by default")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop, with a checkpoint, after so long")
     parser.add_argument("--parallel", type=int, default=1, help="runs side by side on one device")
     parser.add_argument("--out", type=Path, default=Path("runs/paper"))
-    own, more = (sys.argv[1:], [])
+    own, more = sys.argv[1:], []
     if "--" in own:
         own, more = own[: own.index("--")], own[own.index("--") + 1 :]
     args = parser.parse_args(own)
-    args.more = more
     end = time.monotonic() + 60 * args.minutes
-    waiting = [job for job in jobs(args) if not (RESULTS / f"{job[0]}.json").exists()]
-    running: dict[str, subprocess.Popen] = {}
+    waiting = {name: words for name, words in jobs(args, more).items() if not (RESULTS / f"{name}.json").exists()}
     args.out.mkdir(parents=True, exist_ok=True)
     print(f"{len(waiting)} runs to make", flush=True)
-    while (waiting or running) and time.monotonic() < end:
-        while waiting and len(running) < args.parallel:
-            name, words = waiting.pop(0)
-            folder = args.out / name
-            resume = ["--resume"] if (folder / "recipe.yaml").exists() else []
-            with open(args.out / f"{name}.log", "a") as log:
-                command = [sys.executable, "-m", "splore", "run", *words, "--out", str(folder), *resume]
-                running[name] = subprocess.Popen(command, stdout=log, stderr=log)
-            print(f"{'goes on' if resume else 'begins'}: {name}", flush=True)
-        time.sleep(0.5)
-        for name, process in list(running.items()):
-            if process.poll() is not None:
-                del running[name]
-                finish(name, process.returncode, args.out)
+    running: dict[str, subprocess.Popen] = {}
+    failed = False
+    try:
+        while (waiting or running) and time.monotonic() < end:
+            while waiting and len(running) < args.parallel:
+                name = next(iter(waiting))
+                running[name] = start(name, waiting.pop(name), args.out)
+            time.sleep(0.5)
+            for name in [name for name, process in running.items() if process.poll() is not None]:
+                failed |= not finish(name, running.pop(name).returncode, args.out)
+    except KeyboardInterrupt:
+        pass
     for process in running.values():
         process.send_signal(signal.SIGINT)
     for name, process in running.items():
         process.wait()
         print(f"paused: {name}", flush=True)
+    return int(failed)
 
 
-def finish(name: str, code: int, out: Path) -> None:
+def start(name: str, words: list[str], out: Path) -> subprocess.Popen:
+    """Begins a run, or goes on with it, in a process of its own; what it prints goes to a file beside its folder."""
+    folder = out / name
+    resume = ["--resume"] if (folder / "recipe.yaml").exists() else []
+    print(f"{'goes on' if resume else 'begins'}: {name}", flush=True)
+    with open(out / f"{name}.log", "a") as log:
+        command = [sys.executable, "-m", "splore", "run", *words, "--out", str(folder), *resume]
+        return subprocess.Popen(command, stdout=log, stderr=log)
+
+
+def finish(name: str, code: int, out: Path) -> bool:
     """Keeps the summary of a finished run; says where the trouble of another is told."""
     if code:
         print(f"failed: {name} (exit code {code}); see {out / name}.log", flush=True)
-        return
+        return False
     RESULTS.mkdir(parents=True, exist_ok=True)
     shutil.copy(out / name / "summary.json", RESULTS / f"{name}.json")
     print(f"done: {name}", flush=True)
+    return True
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,10 +7,13 @@ Rows are printed as Markdown. Accuracies are those of the last epoch, mean and s
 
 import argparse
 import json
+import re
 import statistics
 from collections import defaultdict
 from pathlib import Path
 
+NAME = r"(.+?)-(.+)-([\d.]+)-(\d+)ep-seed\d+"
+"""Net, method, share kept in %, epochs and seed in a file's name, as run.py gives it."""
 RESULTS = Path(__file__).parents[1] / "results" / "paper"
 
 
@@ -19,13 +22,9 @@ def rows(folder: Path) -> list[dict]:
     groups = defaultdict(list)
     for path in sorted(folder.glob("*.json")):
         run = json.loads(path.read_text())
-        recipe, machine = run["recipe"], run["hardware"]
-        dense = recipe["method"] == "dense"
-        kept = 1.0 if dense else recipe["cut"]["params"]
-        epochs = recipe["train"]["epochs"] + (0 if dense else recipe["finetune"]["epochs"])
-        method = path.stem.removeprefix(recipe["model"] + "-").rsplit("-", 1)[0]
-        method = method if dense else method.rsplit("-", 1)[0]
-        groups[recipe["model"], epochs, machine["gpu"] or machine["cpu"], method, kept].append(run)
+        machine = run["hardware"]
+        net, method, kept, epochs = re.fullmatch(NAME, path.stem).groups()
+        groups[net, int(epochs), machine["gpu"] or machine["cpu"], method, float(kept)].append(run)
     dense_means = {
         key[:3]: statistics.mean(run["dense"]["accuracy"] for run in runs)
         for key, runs in groups.items()
