@@ -11,9 +11,10 @@ import argparse
 import copy
 import json
 import multiprocessing
-import resource
 import statistics
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -47,18 +48,19 @@ class TwoBranches(nn.Module):
         return low_rank + F.conv2d(x, self.S.view(self.shape), self.bias, *self.geometry)
 
 
-def build(net: str, rank: int) -> dict[str, nn.Module]:
-    """The three nets; they compute the same function."""
+def build(net: str, variant: str, rank: int) -> nn.Module:
+    """One of the three nets; they compute the same function."""
     torch.manual_seed(0)
     source, classes, _, _ = NETS[net]
-    dense = splore.build(source, classes)
-    ours = copy.deepcopy(dense)
-    splore.decompose(ours, splore.Design(rank=rank))
-    naive = copy.deepcopy(ours)
-    for name, layer in splore.decomposed_layers(naive).items():
-        parent, _, child = name.rpartition(".")
-        setattr(naive.get_submodule(parent), child, TwoBranches(layer))
-    return {"dense": dense, "ours": ours, "naive": naive}
+    model = splore.build(source, classes)
+    if variant == "dense":
+        return model
+    splore.decompose(model, splore.Design(rank=rank))
+    if variant == "naive":
+        for name, layer in splore.decomposed_layers(model).items():
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, TwoBranches(layer))
+    return model
 
 
 def stepper(variant: str, model: nn.Module, x: Tensor, y: Tensor, dtype: torch.dtype, compiled: bool):
@@ -92,18 +94,19 @@ def check(models: dict[str, nn.Module], x: Tensor) -> float:
     return error
 
 
-def prepare(net: str, args: argparse.Namespace) -> tuple[dict[str, nn.Module], Tensor, Tensor]:
+def prepare(net: str, variants: Sequence[str], args: argparse.Namespace) -> tuple[dict[str, nn.Module], Tensor, Tensor]:
+    """The nets by variant, and a batch of random images and labels, on the device."""
     _, classes, shape, batch = NETS[net]
     batch = args.batch or batch
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    models = {name: m.to(device, memory_format=torch.channels_last) for name, m in build(net, args.rank).items()}
+    models = {name: build(net, name, args.rank).to(device, memory_format=torch.channels_last) for name in variants}
     x = torch.randn(batch, *shape, device=device).contiguous(memory_format=torch.channels_last)
     return models, x, torch.randint(0, classes, (batch,), device=device)
 
 
 def measure(net: str, dtype: torch.dtype, compiled: bool, args: argparse.Namespace) -> dict:
     """One row: images per second of the three, and the ratio of ours to dense, step by step."""
-    models, x, y = prepare(net, args)
+    models, x, y = prepare(net, VARIANTS, args)
     error = check(models, x)
     steps = {variant: stepper(variant, models[variant].train(), x, y, dtype, compiled) for variant in VARIANTS}
     times: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
@@ -135,14 +138,18 @@ def measure(net: str, dtype: torch.dtype, compiled: bool, args: argparse.Namespa
 
 def _peak(net: str, variant: str, args: argparse.Namespace, queue: multiprocessing.Queue) -> None:
     torch.set_num_threads(args.threads)
-    models, x, y = prepare(net, args)
-    model = models.pop(variant).train()
-    models.clear()
-    step = stepper(variant, model, x, y, torch.float32, compiled=False)
+    models, x, y = prepare(net, [variant], args)
+    if not x.is_cuda:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak from here on: decomposing is no part of a step
+    step = stepper(variant, models[variant].train(), x, y, torch.float32, compiled=False)
     for _ in range(2):
         step()
-    peak = torch.cuda.max_memory_allocated() if x.is_cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    queue.put(peak)
+    if x.is_cuda:
+        queue.put(torch.cuda.max_memory_allocated())
+    else:
+        status = Path("/proc/self/status").read_text().splitlines()
+        (line,) = [line for line in status if line.startswith("VmHWM")]
+        queue.put(1024 * int(line.split()[1]))
 
 
 def peak_memory(net: str, args: argparse.Namespace) -> dict[str, int]:
@@ -190,9 +197,7 @@ def main() -> None:
                 )
                 torch.compiler.reset()
     if args.json:
-        with open(args.json, "w") as file:
-            json.dump({"rows": rows, **provenance()}, file, indent=2)
-            file.write("\n")
+        Path(args.json).write_text(json.dumps({"rows": rows, **provenance()}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
