@@ -1,7 +1,5 @@
 """What a run has done so far: its table of stages, its journal and its checkpoints, in the run's folder."""
 
-import json
-import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +12,7 @@ from splore.measure.evaluate import Score
 from splore.measure.journal import Journal
 from splore.measure.provenance import provenance
 from splore.measure.report import Stage
+from splore.output import write_summary
 from splore.recipe import Recipe
 from splore.train.checkpoint import Checkpoints, random_state
 from splore.train.loop import Position, check_finite
@@ -137,7 +136,5 @@ class Record:
             **provenance(),
         }
         if self.main:
-            temporary = self.out / "summary.json.tmp"
-            temporary.write_text(json.dumps(summary, indent=2) + "\n")
-            os.replace(temporary, self.out / "summary.json")
+            write_summary(self.out, summary)
         return summary
