@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from splore.data import Data, open_data
@@ -29,6 +30,7 @@ class Job:
         out: the folder that everything is written to.
         accelerator: the device and the processes that share the work.
         main: whether this process is the one that writes and speaks.
+        sharded: whether the processes share out the training's state, too.
         data: the images, this process's share of each batch.
         display: what people see.
         record: what has been done so far; set once the run has begun.
@@ -45,6 +47,7 @@ class Job:
         self.accelerator = _accelerator(hardware, out)
         self.main = self.accelerator.is_main_process
         self.data = open_split(recipe.data, recipe.seed, self.accelerator)
+        self.sharded = hardware.parallel == "fsdp" and self.accelerator.num_processes > 1
         self.display = Display(self.main)
         self.stop_asked = False
 
@@ -63,6 +66,10 @@ class Job:
             return self.accelerator.reduce(sums)
 
         return evaluate(model, self.data.test, total, self.accelerator.autocast)
+
+    def agree_on(self, answer: bool) -> bool:
+        """The first process's answer, on all."""
+        return bool(broadcast(torch.tensor(int(answer), device=self.accelerator.device)))
 
     @contextmanager
     def stoppable(self) -> Iterator[None]:

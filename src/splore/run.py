@@ -108,7 +108,8 @@ class Run:
             if wish.proximal:
                 optimizer.register_step_post_hook(lambda opt, *_: l1.shrink(_reach(opt)))
                 return self._entropy
-            return lambda outputs, labels, images: self._entropy(outputs, labels, images) + l1.penalty()
+            optimizer.register_step_pre_hook(lambda *_: l1.add_gradients())
+            return lambda outputs, labels, images: self._entropy(outputs, labels, images) + l1.penalty().detach()
 
         Stage(self.job, "train", model, wish, wish.epochs, 0).train(prepare)
         self._row("after training", model)

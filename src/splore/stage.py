@@ -15,9 +15,13 @@ from splore.train.checkpoint import set_random_state
 from splore.train.loop import Clock, Diverged, Position, Stopped, check_finite, fit, warm_cosine
 from splore.train.losses import Loss
 from splore.train.regularise import parameter_groups
+from splore.train.shards import Shards, set_optimizer_state
 
 Prepare = Callable[[nn.Module, torch.optim.Optimizer], Loss]
 """Hangs what a stage adds to the steps of an optimiser on it, and returns the stage's loss."""
+
+ASK = 50
+"""Steps between the questions whether shards are to be written in a checkpoint."""
 
 
 class Stage:
@@ -34,6 +38,7 @@ class Stage:
     ) -> None:
         self.job, self.name, self.model, self.wish = job, name, model, wish
         self.epochs, self.first_epoch = epochs, first_epoch
+        self.shards: Shards | None = None
         self.shown, self.saved = Clock(1.0), Clock(60 * job.recipe.hardware.checkpoint_minutes)
 
     def train(self, prepare: Prepare, begin_epoch: Callable[[int], None] = lambda epoch: None) -> None:
@@ -46,22 +51,33 @@ class Stage:
         random.seed(recipe.seed + STAGES.index(self.name))
         if resumed:
             model.load_state_dict(resumed["model"])
+        if job.sharded:
+            self.shards = Shards(model, job.accelerator.device)
+        net = self.shards.net if self.shards else model
         self.optimizer = torch.optim.SGD(
-            parameter_groups(model, recipe.train.weight_decay),
+            parameter_groups(net, recipe.train.weight_decay),
             lr=wish.lr,
             momentum=recipe.train.momentum,
             nesterov=recipe.train.momentum > 0,
         )
         position = Position()
         if resumed:
-            self.optimizer.load_state_dict(resumed["optimizer"])
-            position = Position(resumed["epoch"], resumed["step"], resumed["sums"])
+            set_optimizer_state(self.optimizer, resumed["optimizer"])
+            sums = resumed["sums"] if job.main else torch.zeros_like(resumed["sums"])  # they are those of all processes
+            position = Position(resumed["epoch"], resumed["step"], sums)
             set_random_state(resumed["random"])
-        loss = prepare(model, self.optimizer)
+        loss = prepare(net, self.optimizer)
         if recipe.hardware.compile:
             torch.compiler.reset()  # what was compiled for the stage before counts against the limit of recompilations
             model.compile()
-        trained = job.accelerator.prepare(model) if job.accelerator.num_processes > 1 else model
+        replicated = job.accelerator.num_processes > 1 and not job.sharded
+        trained = job.accelerator.prepare(model) if replicated else net
+
+        def begin(epoch: int) -> None:
+            begin_epoch(epoch)
+            if self.shards:
+                self.shards.scatter()
+
         steps = len(job.data.train)
         job.display.begin(self.name, self.epochs, steps, position.epoch * steps + position.step)
         self._start_timing()
@@ -76,15 +92,16 @@ class Stage:
                 loss=loss,
                 position=position,
                 first_epoch=self.first_epoch,
-                begin_epoch=begin_epoch,
+                begin_epoch=begin,
                 after_step=self._after_step,
                 end_epoch=self._end_epoch,
             )
         except Diverged as error:
             raise Diverged(f"stage {self.name}, epoch {position.epoch + 1}: {error}") from error
-        if trained is not model:
+        if replicated:
             job.accelerator.unwrap_model(trained, keep_fp32_wrapper=False)
             del trained
+        if job.accelerator.num_processes > 1:
             job.accelerator.free_memory()  # the next stage wraps the model anew
 
     def _after_step(self, at: Position) -> None:
@@ -94,13 +111,17 @@ class Stage:
             loss_sum, correct, samples = at.sums.tolist()
             kept = kept_share(self.model)
             job.display.update(at.epoch, at.step, loss_sum / samples, 100 * correct / samples, kept, self._speed())
-        if self.saved.due() or job.stop_asked:
-            job.record.checkpoint(self.name, self.model, self.optimizer, at)
+        if self._save_is_due(at) or job.stop_asked:
+            self._gather()
+            # Without shards no process waits for another here, and the first one's share stands for all.
+            sums = job.accelerator.reduce(at.sums) if self.shards else at.sums * job.accelerator.num_processes
+            job.record.checkpoint(self.name, self.model, self.optimizer, Position(at.epoch, at.step, sums))
         if job.stop_asked:
             raise Stopped
 
     def _end_epoch(self, at: Position) -> None:
         job, model = self.job, self.model
+        self._gather()
         check_finite(model, at.sums)
         number, last = at.epoch + 1, at.epoch + 1 == self.epochs
         tested = job.evaluate(model) if last or number % job.recipe.evaluate_every == 0 else None
@@ -117,6 +138,18 @@ class Stage:
         if not last:
             job.record.checkpoint(self.name, model, self.optimizer, Position(number))
         self._start_timing()
+
+    def _gather(self) -> None:
+        """Brings the model up to date with its shards, and the statistics of all processes together."""
+        if self.shards:
+            self.shards.gather()
+            self.job.agree(self.model)
+
+    def _save_is_due(self, at: Position) -> bool:
+        if not self.shards:
+            return self.saved.due()
+        # The processes must gather together. Asking takes a wait for the device: not at every step.
+        return (at.step % ASK == 0 or not self.saved.seconds) and self.job.agree_on(self.saved.due())
 
     def _start_timing(self) -> None:
         self._began, self._steps = time.monotonic(), 0
