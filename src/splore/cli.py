@@ -135,7 +135,7 @@ def _with_recipe(words: list[str]) -> list[str]:
     """The words with the one that names the recipe, wherever it stands, as an option at their head."""
     recipes, others, value, seeds = [], [], False, False
     for word in words:
-        if seeds and re.fullmatch(r"-?\d+", word):
+        if seeds and re.fullmatch(r"-?[\d.]+", word):
             others.append(word)
         elif value or word.startswith("-"):
             others.append(word)
