@@ -24,6 +24,7 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
     ["splore.cli", "splore.run", "sklearn.datasets", "ruamel.yaml", "torch.distributed", "torch._dynamo"]
 )
+Process = _context.Process
 
 TINY = [
     "--model=tests_support:tiny", "--data.name=tests_support:blobs", "--data.batch_size=32", "--data.workers=0",
@@ -94,12 +95,15 @@ def splore(*words, folder, **how):
     return Command(words, folder, **how).wait()
 
 
-def ranks(words, folder, env=None, separate=False):
-    """Starts a command in two processes as torchrun does; with `separate`, the second in a folder of its own."""
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    job = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        return free.getsockname()[1]
+
+
+def ranks(words, folder, env=None, separate=False):
+    """Starts a command in two processes as torchrun does; with `separate`, the second in a folder of its own."""
+    job = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     job |= {"OMP_NUM_THREADS": "1"}
     folders = [folder, folder / "second" if separate else folder]
     return [

@@ -5,7 +5,23 @@ import signal
 
 import pytest
 import torch
-from command import TINY, checkpoints, epochs, ranks, same_curves, same_weights, splore, tensors, views
+from command import (
+    TINY,
+    Process,
+    checkpoints,
+    epochs,
+    free_port,
+    ranks,
+    same_curves,
+    same_weights,
+    splore,
+    tensors,
+    views,
+)
+from tests_support import plain
+
+from splore.design.decompose import Design, decompose
+from splore.train.shards import Shards, local
 
 WORDS = [
     "run", *TINY, "--out=out", "--model=tests_support:plain", "--baseline=false", "--data.batch_size=16",
@@ -25,6 +41,40 @@ def same_within_rounding(one, two):
             torch.testing.assert_close(b[key], value, rtol=1e-3, atol=1e-5, msg=key)
         else:
             assert torch.equal(value, b[key]), key
+
+
+def holds_half(rank, port):
+    """What one of two processes finds in its shards."""
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    model = plain(4)
+    decompose(model, Design(rank=2))
+    shards = Shards(model, torch.device("cpu"))
+    optimizer = torch.optim.SGD(shards.net.parameters(), 0.1, momentum=0.9)
+    shards.net(torch.randn(4, 1, 6, 6)).square().sum().backward()
+    optimizer.step()
+    parameters = list(shards.net.parameters())
+    everything = sum(parameter.numel() for parameter in model.parameters())
+    for held in (parameters, [p.grad for p in parameters], [optimizer.state[p]["momentum_buffer"] for p in parameters]):
+        assert sum(local(tensor).numel() for tensor in held) == everything // 2
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    shards.gather()
+    assert not any(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+    for new, old in zip(model.parameters(), before, strict=True):
+        new.data.copy_(old)
+    shards.scatter()
+    torch.nn.init.zeros_(model.conv1.S)
+    shards.gather()
+    assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+    torch.distributed.destroy_process_group()
+
+
+def test_each_process_holds_half():
+    processes = [Process(target=holds_half, args=(rank, port)) for port in [free_port()] for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
 
 
 @pytest.fixture(scope="module")

@@ -108,6 +108,7 @@ class Run:
             if wish.proximal:
                 optimizer.register_step_post_hook(lambda opt, *_: l1.shrink(_reach(opt)))
                 return self._entropy
+            # Its gradient apart from that of the loss, for that is taken of whole parameters, and S may be in shards.
             optimizer.register_step_pre_hook(lambda *_: l1.add_gradients())
             return lambda outputs, labels, images: self._entropy(outputs, labels, images) + l1.penalty().detach()
 
