@@ -67,7 +67,7 @@ def test_finished_seeds_are_left_alone_and_others_can_be_added(finished, tmp_pat
 
 
 def test_a_seed_that_fails_does_not_lose_the_others(tmp_path):
-    words = [*RUN, *SHORT, "--seeds", "1", "2"]
+    words = [*RUN, *SHORT, "--data.download=true", "--seeds", "1", "2"]
     done = splore(*words, folder=tmp_path, env={"UNLUCKY": "1"})
     done.refused("seed 1 failed", "no luck with this seed", "seed-1.log", "--resume", code=1)
     assert " % (1)" in done.out, "the table of the one that did not fail"

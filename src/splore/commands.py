@@ -93,10 +93,11 @@ def run_seeds(recipe: "Recipe", seeds: Sequence[int], out: Path, resume: bool = 
             check_free(out)
     except (ValueError, FileNotFoundError) as error:
         raise Misuse(str(error)) from error
+    several = Seeds(recipe, seeds, out, jobs)
+    several.fetch()
     with held(out) if resume else claimed(out, text):
         if resume:
             write_recipe(out, text)  # where it is resumed on other hardware
-        several = Seeds(recipe, seeds, out, jobs)
         several.run()
         if several.refused:
             several.leave()

@@ -13,6 +13,7 @@ from statistics import mean, stdev
 
 import torch
 
+from splore.data import open_data
 from splore.data.workers import available_workers
 from splore.measure.report import Column, Report, percent, show, size
 from splore.output import RECIPE, SUMMARY, write_summary
@@ -51,10 +52,14 @@ class Seeds:
         self._codes: list[int] = []
         self._running: list[subprocess.Popen] = []
 
+    def fetch(self) -> None:
+        """Fetches the data set, where that is wished for, before several processes would do so at once."""
+        wish = self.recipe.data
+        if wish.download:
+            open_data(wish.name, wish.root, wish.batch_size, 0, torch.device("cpu"), workers=0, download=True)
+
     def run(self) -> None:
         """Starts or goes on with what is not finished, and waits for it. A seed that fails stops no other."""
-        if self.recipe.data.download:
-            self._fetch()
         with self._stoppable(), ThreadPoolExecutor(self.jobs) as pool:
             list(pool.map(self._run_one, self.seeds))
 
@@ -134,13 +139,6 @@ class Seeds:
         self._codes.append(code)
         if code and not self.stopped:
             self.failed[seed] = last.removeprefix("splore: ") or f"it ended with code {code}"
-
-    def _fetch(self) -> None:
-        """Fetches the data set before several processes would do so at once."""
-        from splore.data import open_data
-
-        wish = self.recipe.data
-        open_data(wish.name, wish.root, wish.batch_size, 0, torch.device("cpu"), workers=0, download=True)
 
     @contextmanager
     def _stoppable(self) -> Iterator[None]:
