@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import re
 import resource
+import socket
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
     ["splore.cli", "splore.run", "sklearn.datasets", "ruamel.yaml", "torch.distributed", "torch._dynamo"]
 )
+Process = _context.Process
 
 TINY = [
     "--model=tests_support:tiny", "--data.name=tests_support:blobs", "--data.batch_size=32", "--data.workers=0",
@@ -93,6 +95,33 @@ def splore(*words, folder, **how):
     return Command(words, folder, **how).wait()
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def ranks(words, folder, env=None, separate=False):
+    """Starts a command in two processes as torchrun does; with `separate`, the second in a folder of its own."""
+    job = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    job |= {"OMP_NUM_THREADS": "1"}
+    folders = [folder, folder / "second" if separate else folder]
+    return [
+        Command(words, where, env=job | (env or {}) | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank, where in enumerate(folders)
+    ]
+
+
+def views(folder):
+    """The views of the two ranks at each forward pass of an evaluation, in order; see SEE in tests_support."""
+    import torch
+
+    first, second = (sorted((folder / "seen").glob(f"*-{rank}.pt")) for rank in (0, 1))
+    assert [path.name[:5] for path in first] == [path.name[:5] for path in second]
+    for one, other in zip(first, second, strict=True):
+        yield torch.load(one, weights_only=True), torch.load(other, weights_only=True)
+
+
 def script(*words, folder, env=None, timeout=240):
     """Runs the installed script, with nothing shared."""
     done = subprocess.run(
@@ -140,6 +169,19 @@ def same_weights(one, other):
     for key, value in a.items():
         assert value.dtype == b[key].dtype and value.shape == b[key].shape, key
         assert value.numpy().tobytes() == b[key].numpy().tobytes(), key
+
+
+def same_curves(one, two, rel=1e-4):
+    """Asserts that the journals of two runs agree within rounding."""
+    from pytest import approx
+
+    one, two = journal(one), journal(two)
+    assert len(one) == len(two) > 0
+    for a, b in zip(one, two, strict=True):
+        a, b = a.get("row", a), b.get("row", b)
+        assert a.keys() == b.keys()
+        for key, value in a.items():
+            assert b[key] == (approx(value, rel=rel) if isinstance(value, float) else value), (key, a, b)
 
 
 def checkpoints(out):

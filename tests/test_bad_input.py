@@ -96,6 +96,8 @@ def test_a_recipe_that_is_no_mapping(content, said, tmp_path):
         ("cut.energy=0.5", "cut.params or cut.energy"),
         ("cut.steps=9", "cut.steps (9) can't exceed finetune.epochs (2)"),
         ("finetune.epochs=-1", "finetune.epochs"),
+        ("hardware={parallel: fsdp, compile: true, device: cpu}", "hardware.parallel: fsdp"),
+        ("hardware={parallel: fsdp, precision: fp16, device: cpu}", "hardware.precision: fp16"),
     ],
 )
 def test_values_that_no_run_can_have(option, said, tmp_path):
@@ -111,20 +113,30 @@ def test_values_that_no_run_can_have(option, said, tmp_path):
         ("cut.params=0.05", "cut.params: 0.05 allows 52 parameters"),
         ("design.include=[no_such_layer]", "no_such_layer"),
         ("design.include=['re:(']", "regular expression"),
-        ("model=vgg91", "'vgg19'"),
-        ("model=torchvision:resnet51", "'resnet50'"),
-        ("model=timm:resnet51", "resnet50"),
-        ("model=nowhere:net", "nowhere"),
-        ("model=tests_support:tinny", "'tiny'"),
         ("model=tests_support:two_outputs", "4 classes, but the model gives outputs of shape (2,)"),
-        ("data.name=digts", "'digits'"),
-        ("data.name=cifar", "'cifar10'"),
-        ("data.name=tests_support:blob", "'blobs'"),
         ("data.name=folder", "root"),
     ],
 )
 def test_wishes_that_cannot_be_met_are_found_before_any_training(option, said, tmp_path):
     splore(*RUN, f"--{option}", folder=tmp_path).refused(said)
+    assert nothing_written(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("model=vgg91", "'vgg19'"),
+        ("model=torchvision:resnet51", "'resnet50'"),
+        ("model=timm:resnet51", "resnet50"),
+        ("model=nowhere:net", "nowhere"),
+        ("model=tests_support:tinny", "'tiny'"),
+        ("data.name=digts", "'digits'"),
+        ("data.name=cifar", "'cifar10'"),
+        ("data.name=tests_support:blob", "'blobs'"),
+    ],
+)
+def test_names_that_nothing_has(option, said, tmp_path):
+    splore(*RUN, f"--{option}", folder=tmp_path).refused(said, code=2)
     assert nothing_written(tmp_path)
 
 
@@ -141,7 +153,7 @@ def test_words_that_fit_no_command(tmp_path):
     splore(*RUN, "a.yaml", "b.yaml", folder=tmp_path).refused("a.yaml and b.yaml", code=2)
     splore(*RUN, "--train.epochs", folder=tmp_path).refused("train.epochs", code=2)
     splore("inspect", folder=tmp_path).refused("file_or_model", code=2)
-    splore("inspect", "resnet2", folder=tmp_path).refused("'resnet20'")
+    splore("inspect", "resnet2", folder=tmp_path).refused("'resnet20'", code=2)
     splore("inspect", "resnet20", "--image=[3]", folder=tmp_path).refused("--image", code=2)
     splore("inspect", "resnet20", "--image=[3,1,-1]", folder=tmp_path).refused("--image", code=2)
     splore("evaluate", "nowhere.safetensors", folder=tmp_path).refused("nowhere.safetensors")
@@ -286,7 +298,7 @@ def test_a_full_disk_leaves_what_was_whole(finished, tmp_path):
 
 def test_no_room_for_a_model_file_or_the_journal(tmp_path):
     words = ["--train.epochs=1", "--finetune.epochs=0", "--baseline=false"]
-    for limit, said in ((500, "recipe.yaml"), (6_000, "trained.safetensors")):
+    for limit, said in ((500, "recipe.yaml"), (6_500, "trained.safetensors")):
         done = splore("run", *TINY, *words, f"--out={limit}", folder=tmp_path, file_limit=limit)
         done.refused("File too large", said, code=1)
         assert not (tmp_path / str(limit) / said).exists()

@@ -2,6 +2,8 @@ import dataclasses
 import json
 import os
 import re
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -28,11 +30,11 @@ RECIPE_OPTIONS = [
     "--train.l1", "--train.l1_scaling", "--train.proximal", "--train.frobenius",
     "--cut.params", "--cut.energy", "--cut.score", "--cut.rank_energy", "--cut.steps", "--cut.recalibrate_batches",
     "--finetune.epochs", "--finetune.lr", "--finetune.warmup_epochs", "--finetune.distill", "--finetune.temperature",
-    "--hardware.device", "--hardware.precision", "--hardware.compile", "--hardware.channels_last", "--hardware.threads",
-    "--hardware.checkpoint_minutes", "--hardware.trackers",
+    "--hardware.device", "--hardware.precision", "--hardware.compile", "--hardware.channels_last",
+    "--hardware.parallel", "--hardware.threads", "--hardware.checkpoint_minutes", "--hardware.trackers",
 ]  # fmt: skip
 OPTIONS = {
-    "run": {"--help", "--config", "--print_config", "--out", "--resume", *RECIPE_OPTIONS},
+    "run": {"--help", "--config", "--print_config", "--out", "--resume", "--seeds", "--jobs", *RECIPE_OPTIONS},
     "recipe": {"--help"},
     "inspect": {"--help", "--model", "--classes", "--image", "--json"},
     "evaluate": {"--help", "--model", "--device", "--data.name", "--data.root", "--data.batch_size", "--data.download",
@@ -51,7 +53,7 @@ ODD = Recipe(
     train=TrainRecipe(7, 1e-5, 0.0, 1e-10, 0.5, 0.1, 3.0, "none", False, 0.0),
     cut=CutRecipe(None, 0.99, "relative", 0.5, 4, 0),
     finetune=FinetuneRecipe(5, 1e-4, 0.25, 0.5, 1e3),
-    hardware=HardwareRecipe("cpu", "bf16", True, False, 3, 1e-3, ["tensorboard", "wandb"]),
+    hardware=HardwareRecipe("cpu", "bf16", True, False, "fsdp", 3, 1e-3, ["tensorboard", "wandb"]),
 )
 
 
@@ -100,6 +102,20 @@ def test_usage_when_nothing_is_asked(tmp_path):
     assert (asked.code, nothing.code) == (0, 2)
     for command in OPTIONS:
         assert f"splore {command}" in asked.out and f"splore {command}" in nothing.out
+
+
+@pytest.mark.parametrize(("words", "code"), [(["--help"], 0), ([], 2), (["runn"], 2)])
+def test_help_and_mistakes_are_answered_without_pytorch(words, code):
+    program = f"""
+import sys
+from splore.cli import main
+try:
+    main({words})
+except SystemExit as end:
+    sys.exit(100 if "torch" in sys.modules else end.code)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240)
+    assert done.returncode == code, done
 
 
 def test_the_printed_recipe_is_the_default_one_with_every_key_explained(tmp_path):

@@ -3,34 +3,19 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from command import HERE, TINY, Command, checkpoints, contents, epochs, journal, same_weights, splore
+from command import HERE, TINY, checkpoints, contents, epochs, ranks, same_curves, same_weights, splore, views
 from tests_support import blobs
 
 WORDS = [
     "run", *TINY, "--out=out", "--data.batch_size=16", "--train.epochs=2", "--finetune.epochs=2", "--design.rank=2",
     "--cut.steps=2", "--cut.rank_energy=0.5", "--hardware.checkpoint_minutes=0",
 ]  # fmt: skip
-
-
-def ranks(words, folder, env=None, separate=False):
-    """Starts two processes as torchrun does; with `separate`, the second in a working folder of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    job = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    job |= {"OMP_NUM_THREADS": "1"}
-    folders = [folder, folder / "second" if separate else folder]
-    return [
-        Command(words, where, env=job | (env or {}) | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank, where in enumerate(folders)
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +27,6 @@ def together(tmp_path_factory):
     done = [command.wait() for command in commands]
     assert [each.code for each in done] == [0, 0], done
     return folder, done
-
-
-def views(folder):
-    """The views of the two ranks at each forward pass of an evaluation, in order."""
-    first, second = (sorted((folder / "seen").glob(f"*-{rank}.pt")) for rank in (0, 1))
-    assert [path.name[:5] for path in first] == [path.name[:5] for path in second]
-    for one, other in zip(first, second, strict=True):
-        yield torch.load(one, weights_only=True), torch.load(other, weights_only=True)
 
 
 def test_only_the_first_writes_and_speaks(together):
@@ -92,14 +69,7 @@ def test_the_loss_curve_is_that_of_one_process(tmp_path):
     commands = ranks(words, tmp_path / "two")
     assert splore(*words, folder=tmp_path / "one").code == 0
     assert [command.wait().code for command in commands] == [0, 0]
-    one, two = journal(tmp_path / "one/out"), journal(tmp_path / "two/out")
-    assert len(one) == len(two) == 2 + 2 + 3
-    for a, b in zip(one, two, strict=True):
-        a, b = a.get("row", a), b.get("row", b)
-        assert a.keys() == b.keys()
-        for key, value in a.items():
-            if isinstance(value, float):
-                assert b[key] == pytest.approx(value, rel=1e-4), (key, a, b)
+    same_curves(tmp_path / "one/out", tmp_path / "two/out")
     summaries = [json.loads((tmp_path / name / "out/summary.json").read_text()) for name in ("one", "two")]
     assert summaries[0]["compressed"]["params"] == summaries[1]["compressed"]["params"]
 

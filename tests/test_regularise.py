@@ -54,6 +54,21 @@ def test_the_gradient_of_the_penalty_is_the_scaled_sign(scaling):
     assert all(p.grad is None for name, p in model.named_parameters() if not name.endswith("S"))
 
 
+@pytest.mark.parametrize("scaling", [*Scaling])
+def test_the_gradient_can_be_added_to_that_of_the_loss(scaling):
+    model = decomposed()
+    l1 = L1(model, 0.3, scaling)
+    torch.manual_seed(0)
+    (model(torch.randn(2, 3, 5, 5)).square().sum() + l1.penalty()).backward()
+    expected = [S.grad for S in sparse_parts(model)]
+    model.zero_grad()
+    torch.manual_seed(0)
+    model(torch.randn(2, 3, 5, 5)).square().sum().backward()
+    l1.add_gradients()
+    for S, gradient in zip(sparse_parts(model), expected, strict=True):
+        torch.testing.assert_close(S.grad, gradient)
+
+
 def test_the_penalty_and_the_step_follow_the_values_of_the_moment():
     model = decomposed()
     l1 = L1(model, 1.0)

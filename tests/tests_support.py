@@ -5,6 +5,8 @@ DIE_RANK    the rank to which this happens (all by default)
 NAN_AT      forward passes after which the outputs are NaN
 SEE         folder for what each rank is given and has learned, at every forward pass of an evaluation
 SLEEP       seconds that each forward pass takes longer
+UNLUCKY     the seed with which the net `unlucky` can't be built
+GATHER      parameters from which FSDP gathers a module by itself
 """
 
 import os
@@ -14,6 +16,11 @@ import time
 
 import torch
 from torch import nn
+
+from splore.train import shards
+
+if "GATHER" in os.environ:
+    shards.OWN_GATHER = int(os.environ["GATHER"])
 
 
 class Mortal(nn.Module):
@@ -60,6 +67,12 @@ def tiny(num_classes):
 
 def forgetful(num_classes):
     return Mortal(num_classes, dropout=0.2)
+
+
+def unlucky(num_classes):
+    if os.environ.get("UNLUCKY") == str(torch.initial_seed()):
+        raise OSError("no luck with this seed")
+    return Mortal(num_classes)
 
 
 def plain(num_classes):

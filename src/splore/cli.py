@@ -1,164 +1,26 @@
-"""The command line: one typed function = one command."""
+"""The command line: words into commands, and what went wrong into one line and an exit code."""
 
 import difflib
-import json
 import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import Literal, NoReturn
 
-from jsonargparse import ArgumentParser
-
-from splore.output import SUMMARY, check_free, claimed, held, stored_recipe
-from splore.recipe import DataRecipe, Recipe, check
-from splore.recipe_file import (
-    RecipeError,
-    changes,
-    check_recipe_file,
-    recipe_parser,
-    recipe_yaml,
-    unknown_key,
-    without_noise,
-)
-
-if TYPE_CHECKING:
-    from torch import nn
+from splore.commands import Misuse, evaluate, inspect, run, run_seeds
 
 USAGE = """\
 splore learns every weight of a network as a low-rank plus a sparse matrix, W = A·B + S.
 
   splore run RECIPE [--KEY=VALUE ...] --out DIR [--resume]    one run, from images to a compressed file
+  splore run RECIPE --seeds 0 1 2 --out DIR [--resume]        the same run with several seeds, and their mean
   splore recipe                                               the default recipe, each key explained
   splore inspect FILE_OR_MODEL                                the table of layers: rank, density, cost
   splore evaluate FILE --data.name NAME [--data.root DIR]     accuracy of a model file on the test images
 
 splore COMMAND --help explains each. Exit codes: 0 done, 1 something went wrong, 2 asked wrongly, 130 interrupted;
 with SPLORE_DEBUG=1 in the environment every error comes with its traceback."""
-
-
-class Misuse(Exception):
-    """The command can't be carried out as it was given: exit code 2."""
-
-
-def run(recipe: Recipe, out: Path, resume: bool = False) -> int:
-    """Runs a recipe into the folder `out`; with `resume`, continues the run that the folder holds.
-
-    Nothing is written before the data, the model and the budgets have been found to be possible.
-    """
-    text = recipe_yaml(recipe)
-    first = not int(os.environ.get("RANK", "0"))  # of the processes of one job, the one that writes
-    with ExitStack() as hold:
-        try:
-            check(recipe)
-            if resume:
-                _check_same(out, text)
-            elif first:
-                check_free(out)
-        except (ValueError, FileNotFoundError) as error:
-            raise Misuse(str(error)) from error
-        if resume and (out / SUMMARY).exists():
-            print(f"the run in {out} is finished: nothing is left to do")
-            return 0
-        if resume and first:
-            hold.enter_context(held(out))
-        from splore.run import Run
-        from splore.train.checkpoint import Checkpoints
-        from splore.train.loop import Diverged, Stopped
-
-        def begin() -> None:
-            if first and not resume:
-                hold.enter_context(claimed(out, text))
-
-        try:
-            Run(recipe, out, resume).execute(begin)
-        except (Stopped, KeyboardInterrupt):
-            go_on = f"the same command with --resume continues the run in {out}"
-            print(
-                f"splore: stopped; {go_on if (out / 'recipe.yaml').exists() else 'nothing was begun'}", file=sys.stderr
-            )
-            return 130
-        except Diverged as error:
-            last = Checkpoints(out / "checkpoints").newest()
-            kept = f"the last good checkpoint, {last}, is kept" if last else "there was no checkpoint yet"
-            raise Diverged(f"{error}; {kept}") from error
-    return 0
-
-
-def evaluate(file: str, data: DataRecipe, model: str | None = None, device: Literal["auto", "cpu"] = "auto") -> int:
-    """Classifies the test images with a model file and prints the accuracy."""
-    from rich.console import Console
-
-    from splore.run import evaluate_on
-
-    score = evaluate_on(_loaded(file, model)[0], data, device)
-    top5 = "" if score.top5 is None else f", top-5 {score.top5:.2f} %"
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{file}: accuracy {score.accuracy:.2f} %{top5}, loss {score.loss:.4f}, {score.samples:,} images")
-    return 0
-
-
-def inspect(
-    file_or_model: str,
-    model: str | None = None,
-    classes: int = 1000,
-    image: Sequence[int] | None = None,
-    as_json: bool = False,
-) -> int:
-    """Prints the table of layers of a model file, or of a net that is named as in a recipe."""
-    from splore.design.cost import cost
-    from splore.measure.report import layer_table, show
-    from splore.zoo.build import build, usual_image
-
-    if image is not None and (len(image) != 3 or min(image) < 1):
-        raise Misuse(f"--image is channels, height and width, found {list(image)}")
-    if os.path.exists(file_or_model) or file_or_model.endswith(".safetensors"):
-        net, source, channels = _loaded(file_or_model, model)
-        usual = usual_image(source, channels)
-    else:
-        usual = usual_image(file_or_model)
-        net = build(file_or_model, classes, image[0] if image else usual[0])
-    shape = tuple(image) if image else usual
-    try:
-        price = cost(net, shape)
-    except RuntimeError as error:
-        raise Misuse(f"the net can't take images of shape {shape}, give theirs as --image: {error}") from error
-    if as_json:
-        print(json.dumps(price.as_dict(), indent=2))
-    else:
-        show(layer_table(price))
-    return 0
-
-
-def _loaded(file: str, factory: str | None) -> tuple["nn.Module", str, int]:
-    """The net of a model file, where it came from, and the channels of its images (0 where the file doesn't say).
-
-    `factory` names what builds a net that is neither the zoo's nor a library's.
-    """
-    from splore.deploy.file import load, read_structure
-    from splore.zoo.build import build
-
-    origin = read_structure(file).origin or {}
-    source = str(origin.get("source", ""))
-    if factory is None and ":" in source and not source.startswith(("torchvision:", "timm:")):
-        raise Misuse(
-            f"{file} holds a net of your own: name the function that builds it, --model={source}, if you trust its code"
-        )
-    wanted = {key: int(origin[key]) for key in ("num_classes", "in_channels") if key in origin}
-    net = None if factory is None else build(factory, wanted.get("num_classes", 1000), wanted.get("in_channels", 3))
-    return load(file, net), source, wanted.get("in_channels", 0)
-
-
-def _check_same(out: Path, recipe: str) -> None:
-    """Raises ValueError, naming the keys, where the run in `out` has another recipe."""
-    differences = changes(stored_recipe(out), recipe)
-    if differences:
-        raise ValueError(
-            f"the run in {out} has another recipe: {'; '.join(differences)}. Resume with the same one, or choose "
-            "another --out"
-        )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -183,12 +45,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(_explained(error, command), code)
 
 
+_NOT_COMPILED = ("BackendCompilerFailed", "InductorError")
+"""Errors of torch.compile."""
+
+
 def _exit_code(error: Exception) -> int | None:
     """2 for what was asked wrongly, 1 for what went wrong outside of this program, None for a mistake within it."""
     kind = type(error).__name__  # by name: what defines them takes long to import
-    if isinstance(error, Misuse | RecipeError | FileExistsError) or kind == "ArgumentError":
+    if isinstance(error, Misuse | FileExistsError) or kind in ("ArgumentError", "RecipeError", "UnknownName"):
         return 2
-    known = isinstance(error, ValueError | OSError | ImportError) or kind in ("Diverged", "OutOfMemoryError")
+    kinds = ("Diverged", "OutOfMemoryError", *_NOT_COMPILED)
+    known = isinstance(error, ValueError | OSError | ImportError) or kind in kinds
     return 1 if known or _is_loss_of_peers(error) else None
 
 
@@ -205,6 +72,11 @@ def _explained(error: Exception, command: str) -> str:
     message = " ".join(str(error).split())
     if type(error).__name__ == "OutOfMemoryError":
         return f"the device's memory is full: make data.batch_size smaller ({message.split('. ')[0]})"
+    if type(error).__name__ in _NOT_COMPILED:
+        return (
+            "the net could not be compiled: see that a C++ compiler (g++) works, or set hardware.compile: false "
+            f"({message[:300]})"
+        )
     if _is_loss_of_peers(error):
         return (
             "another process of this job has died or can't be reached: the same command with --resume continues from "
@@ -214,14 +86,30 @@ def _explained(error: Exception, command: str) -> str:
         message = error.strerror + (f": {error.filename}" if error.filename else "")
     unknown = re.search(r"unrecognized arguments: --([\w.]+)", message)
     if unknown and command == "run":
+        from splore.recipe_file import unknown_key
+
         return str(unknown_key(unknown.group(1)))
     return message or repr(error)
 
 
 def _run(words: list[str]) -> int:
+    from splore.recipe import Recipe
+    from splore.recipe_file import check_recipe_file, recipe_parser
+
     parser = recipe_parser()
     parser.add_argument("--out", type=str, required=True, help="folder for everything that the run writes")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        help="run with each of these seeds in place of seed, into folders of their own in --out",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int | None,
+        help="how many of the seeds run side by side; by default all of them on a GPU, one on a CPU",
+    )
     words = _with_recipe(words)
     for before, word in zip(["", *words], words, strict=False):
         if before == "--config" or word.startswith("--config="):
@@ -233,16 +121,26 @@ def _run(words: list[str]) -> int:
         reason = next((line.strip(" -") for line in str(error).splitlines() if ", found " in line), str(error))
         raise Misuse(reason) from error
     fields = {name: values[name] for name in Recipe.__dataclass_fields__}
-    return run(Recipe(**fields), Path(values.out), values.resume)
+    recipe, out = Recipe(**fields), Path(values.out)
+    if values.seeds is None:
+        if values.jobs is not None:
+            raise Misuse("--jobs says how many of the --seeds run side by side: give them too")
+        return run(recipe, out, values.resume)
+    if any(word.partition("=")[0] == "--seed" for word in words):
+        raise Misuse("--seed and --seeds are both given: leave one out")
+    return run_seeds(recipe, values.seeds, out, values.resume, values.jobs)
 
 
 def _with_recipe(words: list[str]) -> list[str]:
     """The words with the one that names the recipe, wherever it stands, as an option at their head."""
-    recipes, others, value = [], [], False
+    recipes, others, value, seeds = [], [], False, False
     for word in words:
-        if value or word.startswith("-"):
+        if seeds and re.fullmatch(r"-?[\d.]+", word):
             others.append(word)
-            alone = word in ("--resume", "-h", "--help") or word.startswith("--print_config")
+        elif value or word.startswith("-"):
+            others.append(word)
+            seeds = word == "--seeds"
+            alone = seeds or word in ("--resume", "-h", "--help") or word.startswith("--print_config")
             value = not value and "=" not in word and not alone
         else:
             recipes.append(word)
@@ -252,6 +150,10 @@ def _with_recipe(words: list[str]) -> list[str]:
 
 
 def _recipe(words: list[str]) -> int:
+    from jsonargparse import ArgumentParser
+
+    from splore.recipe_file import recipe_yaml
+
     parser = ArgumentParser(
         prog="splore recipe", description="Prints the default recipe, each key explained.", exit_on_error=False
     )
@@ -261,6 +163,8 @@ def _recipe(words: list[str]) -> int:
 
 
 def _inspect(words: list[str]) -> int:
+    from jsonargparse import ArgumentParser
+
     parser = ArgumentParser(prog="splore inspect", description=inspect.__doc__, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("file_or_model", type=str, help="a model file, or a net's name as in a recipe")
     parser.add_argument("--model", type=str | None, help="package.module:factory, for a file with a net of your own")
@@ -276,6 +180,11 @@ def _inspect(words: list[str]) -> int:
 
 
 def _evaluate(words: list[str]) -> int:
+    from jsonargparse import ArgumentParser
+
+    from splore.recipe import DataRecipe
+    from splore.recipe_file import without_noise
+
     parser = ArgumentParser(
         prog="splore evaluate", description=evaluate.__doc__, exit_on_error=False, allow_abbrev=False
     )

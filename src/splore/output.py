@@ -1,6 +1,7 @@
 """The folder that a run writes into: free, claimed by one run, and written by one process at a time."""
 
 import fcntl
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -41,16 +42,7 @@ def claimed(out: Path, recipe: str) -> Iterator[None]:
     out.mkdir(parents=True, exist_ok=True)
     with held(out):
         check_free(out)  # another run may have been quicker
-        temporary = _temporary(out)
-        try:
-            temporary.write_text(recipe, encoding="utf-8")
-            os.replace(temporary, out / RECIPE)
-        except OSError as error:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise OSError(
-                error.errno, f"the recipe could not be written ({error.strerror})", str(out / RECIPE)
-            ) from error
+        write_recipe(out, recipe)
         yield
 
 
@@ -71,6 +63,25 @@ def held(out: Path) -> Iterator[None]:
         for left in [*out.glob(".*.tmp"), *out.glob("*.tmp")]:  # what a kill left half written
             left.unlink(missing_ok=True)
         yield
+
+
+def write_recipe(out: Path, recipe: str) -> None:
+    """Writes the recipe of a run into its folder, whole or not at all."""
+    temporary = _temporary(out)
+    try:
+        temporary.write_text(recipe, encoding="utf-8")
+        os.replace(temporary, out / RECIPE)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, f"the recipe could not be written ({error.strerror})", str(out / RECIPE)) from error
+
+
+def write_summary(out: Path, summary: dict) -> None:
+    """Writes summary.json into the folder of a run, whole or not at all."""
+    temporary = out / f"{SUMMARY}.tmp"
+    temporary.write_text(json.dumps(summary, indent=2) + "\n")
+    os.replace(temporary, out / SUMMARY)
 
 
 def _temporary(out: Path) -> Path:

@@ -127,6 +127,8 @@ class HardwareRecipe:
         precision: fp32, bf16 or fp16: the type that convolutions run in.
         compile: compile the training step with torch.compile (on a CPU needs a C++ compiler).
         channels_last: keep images and convolutions in the channels-last layout.
+        parallel: how several processes share a run: ddp (each holds all of the training's state) or fsdp (parameters,
+            gradients and momentum are cut into shards, FSDP2); one process alone has nothing to share.
         threads: CPU threads for PyTorch; PyTorch's own choice when null.
         checkpoint_minutes: minutes between checkpoints within an epoch; each epoch ends with one too.
         trackers: where scalars go: tensorboard, wandb, mlflow, trackio.
@@ -136,6 +138,7 @@ class HardwareRecipe:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False
     channels_last: bool = True
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     threads: int | None = None
     checkpoint_minutes: float = 10.0
     trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = field(default_factory=list)
@@ -239,4 +242,8 @@ def check(recipe: Recipe) -> None:
         raise ValueError("finetune.distill needs the dense baseline to learn from: set baseline: true")
     if cut.steps > max(tune.epochs, 1):
         raise ValueError(f"cut.steps ({cut.steps}) can't exceed finetune.epochs ({tune.epochs})")
+    if recipe.hardware.parallel == "fsdp" and recipe.hardware.compile:
+        raise ValueError("hardware.parallel: fsdp doesn't go with hardware.compile: true, set one of them otherwise")
+    if recipe.hardware.parallel == "fsdp" and recipe.hardware.precision == "fp16":
+        raise ValueError("hardware.parallel: fsdp doesn't go with hardware.precision: fp16, use bf16 or fp32")
     design_of(recipe)

@@ -22,7 +22,7 @@ def recipe_parser(prog: str = "splore run") -> ArgumentParser:
     """A parser whose keys are a recipe's."""
     parser = ArgumentParser(
         prog=prog,
-        usage="splore run [RECIPE] [--KEY=VALUE ...] --out DIR [--resume]",
+        usage="splore run [RECIPE] [--KEY=VALUE ...] --out DIR [--resume] [--seeds K ...]",
         description="One run of the method, from images to a compressed file. RECIPE is a YAML file; each of its keys "
         "can be overridden here, and those it leaves out have the defaults below.",
         exit_on_error=False,

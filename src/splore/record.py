@@ -1,7 +1,5 @@
 """What a run has done so far: its table of stages, its journal and its checkpoints, in the run's folder."""
 
-import json
-import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -14,9 +12,11 @@ from splore.measure.evaluate import Score
 from splore.measure.journal import Journal
 from splore.measure.provenance import provenance
 from splore.measure.report import Stage
+from splore.output import write_summary
 from splore.recipe import Recipe
 from splore.train.checkpoint import Checkpoints, random_state
 from splore.train.loop import Position, check_finite
+from splore.train.shards import optimizer_state
 
 STAGES = ("dense", "train", "finetune", "done")
 """Where a run can be, in order."""
@@ -99,10 +99,12 @@ class Record:
     ) -> None:
         """Writes where the run is, to go on from there after any death; never a state that is not finite.
 
-        Without an optimiser it marks the start of `stage`; without a model, that of a fresh one.
+        Without an optimiser it marks the start of `stage`; without a model, that of a fresh one. All processes call it,
+        for shards are gathered.
         """
         if model is not None:
             check_finite(model, at.sums)
+        steps = optimizer_state(optimizer) if optimizer is not None else None
         if self.main:
             self.checkpoints.save(
                 {
@@ -111,7 +113,7 @@ class Record:
                     "step": at.step,
                     "sums": at.sums,
                     "model": model.state_dict() if model is not None else None,
-                    "optimizer": optimizer.state_dict() if optimizer is not None else None,
+                    "optimizer": steps,
                     "random": random_state(),
                     "journal": self.journal.size,
                     "rows": self.rows,
@@ -137,7 +139,5 @@ class Record:
             **provenance(),
         }
         if self.main:
-            temporary = self.out / "summary.json.tmp"
-            temporary.write_text(json.dumps(summary, indent=2) + "\n")
-            os.replace(temporary, self.out / "summary.json")
+            write_summary(self.out, summary)
         return summary

@@ -11,7 +11,7 @@ from splore.data.order import TestOrder, TrainOrder
 from splore.data.scale import CIFAR_SCALES
 from splore.data.small import SmallData, cifar, digits, small_folder
 from splore.data.workers import WorkerBatches, available_workers
-from splore.zoo.named import nearest
+from splore.zoo.named import UnknownName, nearest
 
 NAMES = ("digits", "cifar10", "cifar100", "folder", "imagenet")
 SMALL = 96
@@ -50,7 +50,8 @@ def open_data(
         augment: how training images in memory vary, in place of the data set's own way.
 
     Raises:
-        ValueError: an unknown name (the nearest are offered), an empty folder, a class without images, splits of
+        UnknownName: nothing has that name; the nearest are offered. A ValueError.
+        ValueError: an empty folder, a class without images, splits of
             different classes, an unreadable image (its path is named), a batch that the ranks cannot share.
         FileNotFoundError: a folder, a split or a data set that is missing and could not be fetched.
         ImportError: torchvision or scikit-learn is not installed.
@@ -78,7 +79,7 @@ def _find(name: str, root: str | None, workers: int, download: bool) -> SmallDat
     if ":" in name:
         return own(name, root)
     if name not in NAMES:
-        raise ValueError(
+        raise UnknownName(
             f"there is no data set {name!r}; {nearest(name, NAMES)} A data set of your own is written "
             "'package.module:factory'"
         )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from splore.design.layers import LowRankSparse
+from splore.design.layers import LowRankSparse, decomposed_layers
 from splore.design.macs import Work, multiply_adds
 from splore.design.matrix import Scheme, matrix_shape
 from splore.design.packed import pack
@@ -128,6 +128,15 @@ class Cost:
                 for layer in self.layers
             ],
         }
+
+
+def parameter_counts(model: nn.Module) -> tuple[int, int]:
+    """Parameters that `model` holds without any entry of S, and those of the dense net that it stands for."""
+    layers = decomposed_layers(model).values()
+    sparse = sum(layer.S.numel() for layer in layers if layer.S is not None)
+    factors = sum(layer.A.numel() + layer.B.numel() for layer in layers)
+    without = sum(p.numel() for p in model.parameters()) - sparse
+    return without, without - factors + sum(layer.A.shape[0] * layer.B.shape[1] for layer in layers)
 
 
 @torch.no_grad()

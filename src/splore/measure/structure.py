@@ -3,19 +3,16 @@
 import torch
 from torch import nn
 
+from splore.design.cost import parameter_counts
 from splore.design.layers import decomposed_layers
 
 
 @torch.no_grad()
 def kept_share(model: nn.Module) -> float:
     """Parameters that are not a zero of S, over those of the dense net; waits for the device once."""
-    layers = decomposed_layers(model).values()
-    parts = [layer.S for layer in layers if layer.S is not None]
-    zeros = sum(S.numel() - torch.count_nonzero(S) for S in parts)
-    held = sum(p.numel() for p in model.parameters())
-    own = sum(p.numel() for layer in layers for p in (layer.A, layer.B, layer.S) if p is not None)
-    dense = held - own + sum(layer.A.shape[0] * layer.B.shape[1] for layer in layers)
-    return (held - int(zeros)) / dense
+    without, dense = parameter_counts(model)
+    parts = [layer.S for layer in decomposed_layers(model).values() if layer.S is not None]
+    return (without + int(sum(torch.count_nonzero(S) for S in parts))) / dense
 
 
 @torch.no_grad()

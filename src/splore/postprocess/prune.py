@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from splore.design.cost import parameter_counts
 from splore.design.layers import LowRankSparse, decomposed_layers
 
 Score = Callable[[LowRankSparse], Tensor]
@@ -96,11 +97,7 @@ def budget_entries(model: nn.Module, params: int | float) -> tuple[int, int]:
 
     `params` is a number, or a share (a float) of the dense net's parameters.
     """
-    layers = decomposed_layers(model).values()
-    sparse = sum(layer.S.numel() for layer in layers if layer.S is not None)
-    factors = sum(layer.A.numel() + layer.B.numel() for layer in layers)
-    held = sum(p.numel() for p in model.parameters()) - sparse
-    dense = held - factors + sum(layer.A.shape[0] * layer.B.shape[1] for layer in layers)
+    held, dense = parameter_counts(model)
     return (int(params * dense) if isinstance(params, float) else params), held
 
 

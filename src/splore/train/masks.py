@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from splore.design.layers import decomposed_layers
+from splore.train.shards import local, shard_like
 
 
 class MaskHold:
@@ -26,11 +27,12 @@ class MaskHold:
     @torch.no_grad()
     def refresh(self) -> None:
         """To be called when masks have changed: clears cut entries from S and from the optimiser's running state."""
-        for layer in self.layers:
-            layer.S.mul_(layer.mask)
+        self.masks = [local(shard_like(layer.mask, layer.S)) for layer in self.layers]
+        for layer, mask in zip(self.layers, self.masks, strict=True):
+            local(layer.S).mul_(mask)
             for value in self.optimizer.state.get(layer.S, {}).values():
                 if isinstance(value, Tensor) and value.shape == layer.S.shape:
-                    value.mul_(layer.mask)
+                    local(value).mul_(mask)
 
     def remove(self) -> None:
         """Lets the optimiser step without the masks again."""
@@ -39,14 +41,15 @@ class MaskHold:
 
     @torch.no_grad()
     def _mask_gradients(self, *_: object) -> None:
-        held = [(layer.S.grad, layer.mask) for layer in self.layers if layer.S.grad is not None]
+        pairs = zip(self.layers, self.masks, strict=True)
+        held = [(local(layer.S.grad), mask) for layer, mask in pairs if layer.S.grad is not None]
         if held:
             torch._foreach_mul_([gradient for gradient, _ in held], [mask for _, mask in held])
 
     @torch.no_grad()
     def _mask_values(self, *_: object) -> None:
         if self.layers:
-            torch._foreach_mul_([layer.S for layer in self.layers], [layer.mask for layer in self.layers])
+            torch._foreach_mul_([local(layer.S) for layer in self.layers], self.masks)
 
 
 def hold_masks(model: nn.Module, optimizer: Optimizer) -> MaskHold:

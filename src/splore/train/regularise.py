@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from splore.design.layers import decomposed_layers
+from splore.train.shards import local, shard_like, total, whole
 
 
 class Scaling(str, Enum):
@@ -48,13 +49,20 @@ class L1:
         self._weights: Tensor | None = None
 
     def penalty(self) -> Tensor:
-        """strength * sum of scale * sum |S|, a differentiable scalar."""
+        """strength * sum of scale * sum |S|, a differentiable scalar; of sharded parameters it has no gradient."""
         if not self.parts:
             return torch.zeros(())
-        norms = torch.stack(torch._foreach_norm(self.parts, 1))
+        norms = torch.stack(torch._foreach_norm([local(S) for S in self.parts], 1))
         if self._weights is None or self._weights.device != norms.device:
             self._weights = torch.tensor(self.strengths, device=norms.device)
-        return norms.float() @ self._weights
+        return total(norms.float() @ self._weights, self.parts[0])
+
+    @torch.no_grad()
+    def add_gradients(self) -> None:
+        """Adds the subgradient of `penalty` to S.grad; call before the step. Cheaper than a loss term."""
+        for S, strength in zip(self.parts, self.strengths, strict=True):
+            if S.grad is not None and strength:
+                local(S.grad).add_(local(S).sign(), alpha=strength)
 
     @torch.no_grad()
     def shrink(self, lr: float) -> None:
@@ -67,9 +75,10 @@ class L1:
         if not any(thresholds):
             return
         # S - clamp(S, -t, t) is the soft threshold, and exactly zero wherever |S| <= t.
-        core = torch._foreach_clamp_min(self.parts, [-t for t in thresholds])
+        parts = [local(S) for S in self.parts]
+        core = torch._foreach_clamp_min(parts, [-t for t in thresholds])
         torch._foreach_clamp_max_(core, thresholds)
-        torch._foreach_sub_(self.parts, list(core))
+        torch._foreach_sub_(parts, list(core))
 
 
 class FrobeniusDecay:
@@ -98,8 +107,9 @@ class FrobeniusDecay:
             return
         for A, B in self.factors:
             if A.grad is not None and B.grad is not None:
-                A.grad.addmm_(A, B @ B.T, alpha=self.strength)
-                B.grad.addmm_(A.T @ A, B, alpha=self.strength)
+                P, Q = whole(A), whole(B)
+                local(A.grad).addmm_(local(A), Q @ Q.T, alpha=self.strength)
+                local(B.grad).addmm_(local(shard_like(P.T @ P, B)), Q, alpha=self.strength)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:

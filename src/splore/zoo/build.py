@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from splore.zoo.digits import digits_cnn
-from splore.zoo.named import call, import_callable, nearest, takes
+from splore.zoo.named import UnknownName, call, import_callable, nearest, takes
 from splore.zoo.preactresnet import preactresnet20, preactresnet56, preactresnet110
 from splore.zoo.resnet import resnet20, resnet56
 from splore.zoo.vgg import vgg16, vgg19
@@ -64,7 +64,8 @@ def build(source: str, num_classes: int, in_channels: int = 3, pretrained: bool 
             theirs, the last layer starts untrained and all others from those weights.
 
     Raises:
-        ValueError: an unknown name (the nearest are offered) or a wish that the source cannot meet.
+        UnknownName: nothing has that name; the nearest are offered. A ValueError.
+        ValueError: a wish that the source cannot meet.
         ImportError: torchvision or timm is not installed.
         OSError: published weights could not be fetched.
     """
@@ -106,7 +107,7 @@ def rebuild(origin: Origin) -> nn.Module:
 
 def _zoo(origin: Origin, pretrained: bool) -> nn.Module:
     if origin.source not in NETS:
-        raise ValueError(
+        raise UnknownName(
             f"there is no net {origin.source!r} in the zoo; {nearest(origin.source, NETS)} "
             "All others are written 'torchvision:NAME', 'timm:NAME' or 'package.module:factory'"
         )
@@ -125,7 +126,7 @@ def _torchvision(name: str, origin: Origin, pretrained: bool) -> nn.Module:
         raise ImportError(f'{origin.source} needs torchvision: pip install "splore[vision]"') from error
     known = models.list_models(module=models)  # the classifiers: detection and the like live in modules of their own
     if name not in known:
-        raise ValueError(f"torchvision has no classification model {name!r}; {nearest(name, known)}")
+        raise UnknownName(f"torchvision has no classification model {name!r}; {nearest(name, known)}")
     if origin.in_channels != 3:
         raise ValueError(
             f"torchvision's models take images of 3 channels, found in_channels = {origin.in_channels}: "
@@ -156,10 +157,10 @@ def _timm(name: str, origin: Origin, pretrained: bool) -> nn.Module:
     architecture, _, tag = name.partition(".")
     known = timm.list_models()
     if architecture not in known:
-        raise ValueError(f"timm has no model {architecture!r}; {nearest(architecture, known)}")
+        raise UnknownName(f"timm has no model {architecture!r}; {nearest(architecture, known)}")
     tagged = timm.list_pretrained(architecture + "*") if tag else []
     if tag and name not in tagged:
-        raise ValueError(f"timm has no weights {name!r}; {nearest(name, tagged)}")
+        raise UnknownName(f"timm has no weights {name!r}; {nearest(name, tagged)}")
     wanted: dict[str, Any] = {"num_classes": origin.num_classes, "in_chans": origin.in_channels}
     if not pretrained:
         return timm.create_model(name, pretrained=False, **wanted)

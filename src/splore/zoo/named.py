@@ -9,6 +9,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 
+class UnknownName(ValueError):
+    """Nothing has the name that was asked for."""
+
+
 def nearest(name: str, known: Iterable[str], few: int = 12) -> str:
     """A half sentence that offers the known names most like `name`; all of them where they are at most `few`."""
     known = sorted(known)
@@ -23,12 +27,12 @@ def nearest(name: str, known: Iterable[str], few: int = 12) -> str:
 def import_callable(spec: str) -> Callable[..., Any]:
     """The callable that "package.module:name" names; modules of the working directory are found too.
 
-    Raises ValueError for a spec without both halves, a module or a name that does not exist, or a name that cannot be
-    called. An error inside the imported module is left as it is.
+    Raises UnknownName for a spec without both halves, and for a module or a name that does not exist; ValueError for a
+    name that cannot be called. An error inside the imported module is left as it is.
     """
     module_name, _, attribute = spec.partition(":")
     if not module_name or not attribute:
-        raise ValueError(f"expected 'package.module:name', found {spec!r}")
+        raise UnknownName(f"expected 'package.module:name', found {spec!r}")
     here = os.getcwd()
     if here not in sys.path:
         sys.path.append(here)  # a console script starts without it; worker processes inherit it from here
@@ -37,13 +41,13 @@ def import_callable(spec: str) -> Callable[..., Any]:
     except ModuleNotFoundError as error:
         if error.name is None or not (module_name + ".").startswith(error.name + "."):
             raise
-        raise ValueError(
+        raise UnknownName(
             f"{spec!r}: there is no module {error.name!r}; name one that is installed or lies in {here}"
         ) from error
     found = getattr(module, attribute, None)
     if found is None:
         names = [each for each in dir(module) if callable(getattr(module, each)) and not each.startswith("_")]
-        raise ValueError(f"{spec!r}: the module {module_name} has no {attribute!r}; {nearest(attribute, names)}")
+        raise UnknownName(f"{spec!r}: the module {module_name} has no {attribute!r}; {nearest(attribute, names)}")
     if not callable(found):
         raise ValueError(f"{spec!r}: expected something that can be called, found {type(found).__name__}")
     return found

@@ -1,0 +1,181 @@
+"""What the commands do: one typed function = one command; each returns its exit code."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from splore.output import SUMMARY, check_free, claimed, held, stored_recipe, write_recipe
+
+# Whatever imports PyTorch, recipes too, is imported within the commands: help and mistakes are to be answered at once.
+if TYPE_CHECKING:
+    from torch import nn
+
+    from splore.recipe import DataRecipe, Recipe
+
+
+class Misuse(Exception):
+    """The command can't be carried out as it was given: exit code 2."""
+
+
+def run(recipe: "Recipe", out: Path, resume: bool = False) -> int:
+    """Runs a recipe into the folder `out`; with `resume`, continues the run that the folder holds.
+
+    Nothing is written before the data, the model and the budgets have been found to be possible.
+    """
+    from splore.recipe import check
+    from splore.recipe_file import recipe_yaml
+
+    if resume and any(out.glob("seed-*/")):
+        raise Misuse(f"{out} holds the runs of several seeds: name them with --seeds to go on")
+    text = recipe_yaml(recipe)
+    first = not int(os.environ.get("RANK", "0"))  # of the processes of one job, the one that writes
+    with ExitStack() as hold:
+        try:
+            check(recipe)
+            if resume:
+                _check_same(out, text)
+            elif first:
+                check_free(out)
+        except (ValueError, FileNotFoundError) as error:
+            raise Misuse(str(error)) from error
+        if resume and (out / SUMMARY).exists():
+            print(f"the run in {out} is finished: nothing is left to do")
+            return 0
+        if resume and first:
+            hold.enter_context(held(out))
+        from splore.run import Run
+        from splore.train.checkpoint import Checkpoints
+        from splore.train.loop import Diverged, Stopped
+
+        def begin() -> None:
+            if first and not resume:
+                hold.enter_context(claimed(out, text))
+
+        try:
+            Run(recipe, out, resume).execute(begin)
+        except (Stopped, KeyboardInterrupt):
+            go_on = f"the same command with --resume continues the run in {out}"
+            print(
+                f"splore: stopped; {go_on if (out / 'recipe.yaml').exists() else 'nothing was begun'}", file=sys.stderr
+            )
+            return 130
+        except Diverged as error:
+            last = Checkpoints(out / "checkpoints").newest()
+            kept = f"the last good checkpoint, {last}, is kept" if last else "there was no checkpoint yet"
+            raise Diverged(f"{error}; {kept}") from error
+    return 0
+
+
+def run_seeds(recipe: "Recipe", seeds: Sequence[int], out: Path, resume: bool = False, jobs: int | None = None) -> int:
+    """Runs a recipe with each of `seeds` into a folder of its own in `out`; with `resume`, those that are unfinished.
+
+    `jobs` of them run side by side: by default all on a GPU, and one after the other on a CPU.
+    """
+    from splore.recipe import check
+    from splore.recipe_file import recipe_yaml
+    from splore.seeds import Seeds, check_seeds
+
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise Misuse("--seeds starts a process for each seed: call splore itself, not by way of torchrun or accelerate")
+    if resume and (out / "metrics.jsonl").exists():
+        raise Misuse(f"{out} holds a single run: leave --seeds out to go on with it")
+    text = recipe_yaml(recipe)
+    try:
+        check_seeds(seeds, jobs)
+        check(recipe)
+        if resume:
+            _check_same(out, text)
+        else:
+            check_free(out)
+    except (ValueError, FileNotFoundError) as error:
+        raise Misuse(str(error)) from error
+    several = Seeds(recipe, seeds, out, jobs)
+    several.fetch()
+    with held(out) if resume else claimed(out, text):
+        if resume:
+            write_recipe(out, text)  # where it is resumed on other hardware
+        several.run()
+        if several.refused:
+            several.leave()
+            raise Misuse(several.refused)
+        return several.report()
+
+
+def evaluate(file: str, data: "DataRecipe", model: str | None = None, device: Literal["auto", "cpu"] = "auto") -> int:
+    """Classifies the test images with a model file and prints the accuracy."""
+    from rich.console import Console
+
+    from splore.run import evaluate_on
+
+    score = evaluate_on(_loaded(file, model)[0], data, device)
+    top5 = "" if score.top5 is None else f", top-5 {score.top5:.2f} %"
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{file}: accuracy {score.accuracy:.2f} %{top5}, loss {score.loss:.4f}, {score.samples:,} images")
+    return 0
+
+
+def inspect(
+    file_or_model: str,
+    model: str | None = None,
+    classes: int = 1000,
+    image: Sequence[int] | None = None,
+    as_json: bool = False,
+) -> int:
+    """Prints the table of layers of a model file, or of a net that is named as in a recipe."""
+    from splore.design.cost import cost
+    from splore.measure.report import layer_table, show
+    from splore.zoo.build import build, usual_image
+
+    if image is not None and (len(image) != 3 or min(image) < 1):
+        raise Misuse(f"--image is channels, height and width, found {list(image)}")
+    if os.path.exists(file_or_model) or file_or_model.endswith(".safetensors"):
+        net, source, channels = _loaded(file_or_model, model)
+        usual = usual_image(source, channels)
+    else:
+        usual = usual_image(file_or_model)
+        net = build(file_or_model, classes, image[0] if image else usual[0])
+    shape = tuple(image) if image else usual
+    try:
+        price = cost(net, shape)
+    except RuntimeError as error:
+        raise Misuse(f"the net can't take images of shape {shape}, give theirs as --image: {error}") from error
+    if as_json:
+        print(json.dumps(price.as_dict(), indent=2))
+    else:
+        show(layer_table(price))
+    return 0
+
+
+def _loaded(file: str, factory: str | None) -> tuple["nn.Module", str, int]:
+    """The net of a model file, where it came from, and the channels of its images (0 where the file doesn't say).
+
+    `factory` names what builds a net that is neither the zoo's nor a library's.
+    """
+    from splore.deploy.file import load, read_structure
+    from splore.zoo.build import build
+
+    origin = read_structure(file).origin or {}
+    source = str(origin.get("source", ""))
+    if factory is None and ":" in source and not source.startswith(("torchvision:", "timm:")):
+        raise Misuse(
+            f"{file} holds a net of your own: name the function that builds it, --model={source}, if you trust its code"
+        )
+    wanted = {key: int(origin[key]) for key in ("num_classes", "in_channels") if key in origin}
+    net = None if factory is None else build(factory, wanted.get("num_classes", 1000), wanted.get("in_channels", 3))
+    return load(file, net), source, wanted.get("in_channels", 0)
+
+
+def _check_same(out: Path, recipe: str) -> None:
+    """Raises ValueError, naming the keys, where the run in `out` has another recipe."""
+    from splore.recipe_file import changes
+
+    differences = changes(stored_recipe(out), recipe)
+    if differences:
+        raise ValueError(
+            f"the run in {out} has another recipe: {'; '.join(differences)}. Resume with the same one, or choose "
+            "another --out"
+        )
