@@ -60,9 +60,12 @@ class L1:
     @torch.no_grad()
     def add_gradients(self) -> None:
         """Adds the subgradient of `penalty` to S.grad; call before the step. Cheaper than a loss term."""
-        for S, strength in zip(self.parts, self.strengths, strict=True):
-            if S.grad is not None and strength:
-                local(S.grad).add_(local(S).sign(), alpha=strength)
+        wanted = [(S, strength) for S, strength in zip(self.parts, self.strengths, strict=True) if S.grad is not None]
+        if not any(strength for _, strength in wanted):
+            return
+        steps = torch._foreach_sign([local(S) for S, _ in wanted])
+        torch._foreach_mul_(steps, [strength for _, strength in wanted])
+        torch._foreach_add_([local(S.grad) for S, _ in wanted], list(steps))
 
     @torch.no_grad()
     def shrink(self, lr: float) -> None:
