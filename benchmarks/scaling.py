@@ -28,14 +28,16 @@ def main() -> None:
     parser = recipe_parser()
     values = parser.instantiate(parser.parse_args(["--config", str(ROOT / "recipes" / "imagenet-resnet50.yaml")]))
     recipe = Recipe(**{key: values[key] for key in Recipe.__dataclass_fields__})
-    training, reading = results("training"), results("input")
-    (ratio,) = [row["step_ratio"] for row in training["rows"] if row["net"] == "resnet50" and row["mode"] == "eager"]
-    folder = max(row["images_per_second"] for row in reading["rows"] if row["data"] == "folder")
+    steps = [row for row in results("training") if row["net"] == "resnet50" and row["dtype"] == "float32"]
+    ratio = next(row["step_ratio"] for row in steps if row["mode"] == "eager")
+    reading = max(
+        (row for row in results("input") if row["data"] == "folder"), key=lambda row: row["images_per_second"]
+    )
     params = print_step(recipe)
-    print_devices(recipe, params, ratio, folder / reading["hardware"]["cores"])
+    print_devices(recipe, params, ratio, reading["images_per_second"] / reading["hardware"]["cores"])
 
 
-def results(name: str) -> dict:
+def results(name: str) -> list[dict]:
     return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
 
 

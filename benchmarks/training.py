@@ -9,7 +9,6 @@ whose speed drifts does so for all; figures are medians.
 
 import argparse
 import copy
-import json
 import multiprocessing
 import statistics
 import time
@@ -18,15 +17,15 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from rows import add_row
 from torch import Tensor, nn
 
 import splore
-from splore.measure.provenance import provenance
 
 NETS = {
     "vgg19": ("vgg19", 10, (3, 32, 32), 128),
     "preactresnet56": ("preactresnet56", 10, (3, 32, 32), 128),
-    "resnet50": ("torchvision:resnet50", 1000, (3, 224, 224), 16),
+    "resnet50": ("torchvision:resnet50", 1000, (3, 224, 224), 32),
 }
 VARIANTS = ("dense", "ours", "naive")
 
@@ -176,10 +175,9 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--memory", action="store_true", help="also measure peak memory, in float32 and eager mode")
-    parser.add_argument("--json", help="write the rows here")
+    parser.add_argument("--json", type=Path, help="file of rows to add to; a row of the same measurement is replaced")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    rows = []
     for net in args.net:
         peaks = peak_memory(net, args) if args.memory else None
         for dtype in args.dtype:
@@ -188,7 +186,8 @@ def main() -> None:
                 if peaks:
                     row |= {f"{variant}_peak_bytes": peak for variant, peak in peaks.items()}
                     row["memory_ratio"] = round(peaks["ours"] / peaks["dense"], 3)
-                rows.append(row)
+                if args.json:
+                    add_row(args.json, row, ("net", "dtype", "mode", "batch", "rank"))
                 memory = f"; peak memory {row['memory_ratio']}x" if peaks else ""
                 print(
                     f"{net:<15} {row['dtype']:<9} {mode:<9} img/s: dense {row['dense_ips']}, ours {row['ours_ips']}, "
@@ -196,8 +195,6 @@ def main() -> None:
                     flush=True,
                 )
                 torch.compiler.reset()
-    if args.json:
-        Path(args.json).write_text(json.dumps({"rows": rows, **provenance()}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
