@@ -1,6 +1,7 @@
 // Which kernels are worth timing for a convolution.
 #include <algorithm>
 #include <cmath>
+#include <set>
 
 #include "conv_step.h"
 
@@ -62,12 +63,12 @@ int64_t ConvStep::block_for(TileShape s, int64_t bytes) const {
 std::vector<ConvChoice> ConvStep::candidates() const {
   const Weight& w = op_.weight;
   const int64_t channels = in_.shape.c, k = channels * op_.window.taps();
-  const double density = double(matrix().nonzeros()) / double(w.n * k);
+  const double density = double(nonzeros_) / double(w.n * k);
   const bool may_fold = op_.groups == 1 && w.n * k <= kMostFolded;
   // At low densities a dense kernel cannot win; where all is dense a stream cannot.
   const bool try_dense = may_fold && (density > 0.1 || w.rank * (w.n + k) > w.n * k / 3 || k <= 64 || !w.rank);
   const bool try_sparse = !may_fold || density < 0.75;
-  const double row_entries = double(matrix().nonzeros()) / double(w.n);
+  const double row_entries = double(nonzeros_) / double(w.n);
 
   std::vector<ConvChoice> list;
   for (const bool gathered : {false, true}) {
@@ -93,16 +94,14 @@ std::vector<ConvChoice> ConvStep::candidates() const {
       c.parts = team_ == 1 || tiles >= 4 * team_ ? 1 : team_;
       if (try_sparse) {
         c.dense = false;
-        c.dense_finish = w.rank && (w.rank >= 8 || !matrix().nonzeros());
+        c.dense_finish = w.rank && (w.rank >= 8 || !nonzeros_);
         // Blocks of half a megabyte stay in the second-level cache; smaller ones need enough entries a row to pay.
-        int64_t last = 0;
-        for (const int64_t bytes : {int64_t(640) << 10, 2 * kFirstLevel, kFirstLevel}) {
+        std::set<int64_t> seen;
+        for (const int64_t bytes : {2 * kFirstLevel, kFirstLevel, int64_t(640) << 10}) {
           c.block_channels = block(bytes);
-          if (c.block_channels == last) continue;
           const double entries = row_entries * double(c.block_channels) / double(channels);
-          if (last && row_entries > 0 && entries * double(vectors) < 48) continue;
-          last = c.block_channels;
-          list.push_back(c);
+          const bool pays = bytes > 2 * kFirstLevel || row_entries == 0 || entries * double(vectors) >= 48;
+          if (pays && seen.insert(c.block_channels).second) list.push_back(c);
         }
       }
       if (try_dense) {
@@ -122,7 +121,7 @@ std::vector<ConvChoice> ConvStep::candidates() const {
 std::string ConvStep::signature() const {
   const Window& w = op_.window;
   const double elements = double(op_.weight.n * in_.shape.c * w.taps());
-  const int64_t density = std::lround(40.0 * double(matrix().nonzeros()) / elements);
+  const int64_t density = std::lround(40.0 * double(nonzeros_) / elements);
   std::string text;
   for (int64_t x : {in_.shape.c, in_.shape.h, in_.shape.w, out->shape.c, w.kernel_h, w.kernel_w, w.stride_h, w.stride_w,
                     w.dilation_h, w.dilation_w, w.top, w.left, op_.groups, op_.weight.rank, density,

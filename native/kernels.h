@@ -62,6 +62,7 @@ struct ConvArgs {
   const float* a;         // A (n, rank)
   const float* a_packed;  // A as the dense kernel wants it, where it finishes the tile; else null
   const int32_t* t_offsets;
+  int32_t taps;     // columns of an input channel
   ptrdiff_t x_row;  // floats between two rows of the tile
   ptrdiff_t out_row, out_plane, residual_row, residual_plane;
   const Gather* gather;  // null to read in place
@@ -73,6 +74,7 @@ struct ConvArgs {
 
 struct ConvTile {
   const float* x;         // the tile's corner (in place, images), or the input's first plane (gathered pixels)
+  const float* next;      // the corner of the tile that the worker is likely to compute next, or null
   ptrdiff_t vector;       // gathered pixels: the tile's first vector
   float* out;             // of channel 0
   float* second;          // null without
@@ -83,7 +85,7 @@ struct ConvTile {
 // Memory of one worker.
 struct Scratch {
   float* gathered;  // [columns][tile]
-  float* partial;   // [n][tile]: sums between two blocks of input channels
+  float* partial;   // [n, in whole row groups][tile]: sums between two blocks of input channels
   float* t;         // [rank][tile]: B x
 };
 

@@ -1,6 +1,8 @@
 // The weight of a convolution in the two forms that the kernels start from, and packed for one choice of kernel.
 #pragma once
 
+#include <sys/mman.h>
+
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -11,14 +13,23 @@
 
 namespace splore {
 
+// To a cache line; what is large to a large page, for a kernel reads one place of many channels, each on a page of its own.
 template <class T>
-struct Aligned {  // to a cache line
+struct Aligned {
   using value_type = T;
   Aligned() = default;
   template <class U>
   Aligned(const Aligned<U>&) {}
-  T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t(64))); }
-  void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t(64)); }
+  static constexpr size_t kLargePage = size_t(1) << 21;
+  static std::align_val_t alignment(size_t n) { return std::align_val_t(n * sizeof(T) < 2 * kLargePage ? 64 : kLargePage); }
+  T* allocate(size_t n) {
+    void* p = ::operator new(n * sizeof(T), alignment(n));
+#ifdef MADV_HUGEPAGE
+    if (size_t(alignment(n)) == kLargePage) (void)madvise(p, n * sizeof(T), MADV_HUGEPAGE);
+#endif
+    return static_cast<T*>(p);
+  }
+  void deallocate(T* p, size_t n) { ::operator delete(p, alignment(n)); }
   template <class U>
   bool operator==(const Aligned<U>&) const {
     return true;
@@ -47,6 +58,9 @@ class SparseMatrix {
   int64_t nonzeros_ = 0;
 };
 
+// The entries of that matrix, or a few more, without making it.
+int64_t count_nonzeros(const Op& op);
+
 // All parts added up: (n, k), one group only.
 std::vector<float> fold(const Op& op);
 
@@ -72,13 +86,14 @@ struct PackedConv {
   AlignedVector<Entry> entries;
   int64_t most_columns = 0;  // of a block
 
-  PackedConv(const Op& op, const SparseMatrix& matrix, const PackRequest& request);
+  // `matrix` for the sparse stream, `folded` for the dense kernel; the other may be null.
+  PackedConv(const Op& op, const SparseMatrix* matrix, const float* folded, const PackRequest& request);
   PackedConv(const PackedConv&) = delete;
   int64_t bytes() const;
 
  private:
-  void pack_blocks(const Op& op, const PackRequest& request);
-  void pack_parts(const Op& op, const SparseMatrix& matrix, const PackRequest& request);
+  void pack_blocks(const Op& op, const float* folded, const PackRequest& request);
+  void pack_parts(const Op& op, const SparseMatrix* matrix, const PackRequest& request);
   void pack_sparse(const SparseMatrix& matrix, const PackRequest& request, int64_t n);
 };
 
