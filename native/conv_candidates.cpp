@@ -26,7 +26,9 @@ std::vector<TileShape> ConvStep::shapes() const {
     double outputs;
     if (layout_.pixels) {
       if (s.rows > 1 || s.columns > out->vectors) continue;
-      outputs = double((out->vectors + s.columns - 1) / s.columns * s.columns) / double(out->vectors);
+      int64_t tiles = (out->vectors + s.columns - 1) / s.columns;
+      if (tiles >= team_) tiles = (tiles + team_ - 1) / team_ * team_;  // some threads have a tile more than others
+      outputs = double(tiles * s.columns) / double(out->vectors);
     } else {
       if (s.rows > out->shape.h || s.columns > out->shape.w || vectors_only(s.rows, s.columns)) continue;
       // Over its own residual, no output may be computed twice.
@@ -91,13 +93,15 @@ std::vector<ConvChoice> ConvStep::candidates() const {
       };
       const int64_t tiles = layout_.pixels ? (out->vectors + shape.columns - 1) / shape.columns
                                            : (out->shape.h + shape.rows - 1) / shape.rows * ((out->shape.w + shape.columns - 1) / shape.columns);
-      c.parts = team_ == 1 || tiles >= 4 * team_ ? 1 : team_;
+      for (const int parts : {1, team_}) {
+      if (parts > 1 ? tiles >= 4 * team_ || team_ == 1 : tiles < team_) continue;
+      c.parts = parts;
       if (try_sparse) {
         c.dense = false;
         c.dense_finish = w.rank && (w.rank >= 8 || !nonzeros_);
         // Blocks of half a megabyte stay in the second-level cache; smaller ones need enough entries a row to pay.
         std::set<int64_t> seen;
-        for (const int64_t bytes : {2 * kFirstLevel, kFirstLevel, int64_t(640) << 10}) {
+        for (const int64_t bytes : {2 * kFirstLevel, kFirstLevel * 3 / 2, kFirstLevel, int64_t(640) << 10}) {
           c.block_channels = block(bytes);
           const double entries = row_entries * double(c.block_channels) / double(channels);
           const bool pays = bytes > 2 * kFirstLevel || row_entries == 0 || entries * double(vectors) >= 48;
@@ -112,6 +116,7 @@ std::vector<ConvChoice> ConvStep::candidates() const {
           if (c.block_channels != last) list.push_back(c);
           last = c.block_channels;
         }
+      }
       }
     }
   }

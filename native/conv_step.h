@@ -70,7 +70,7 @@ class ConvStep : public Step {
   const int team_;
   const int64_t nonzeros_;  // of all parts but A B, at the most
   std::unique_ptr<SparseMatrix> matrix_;
-  std::vector<float> folded_;
+  AlignedVector<float> folded_;
 
   ConvChoice choice_;
   std::unique_ptr<PackedConv> packed_;

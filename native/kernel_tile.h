@@ -69,6 +69,17 @@ struct Store {
     }
   }
 
+  // What the last block reads and writes of a channel beside its sums.
+  SPLORE_INLINE void prefetch(int channel) const {
+    const float* out = tile.out + channel * args.out_plane;
+    const float* residual = tile.residual + channel * args.residual_plane;
+#pragma GCC unroll 16
+    for (int v = 0; v < T; v++) {
+      if (tile.residual != tile.out) __builtin_prefetch(out + (v / C) * args.out_row + (v % C) * L, 1);
+      if (tile.residual) __builtin_prefetch(residual + (v / C) * args.residual_row + (v % C) * L, 0);
+    }
+  }
+
  private:
   template <int V, int N>
   SPLORE_INLINE void put(Vec (&sum)[N], float* out, ptrdiff_t row) const {

@@ -45,11 +45,14 @@ Slice::Slice(const Program& program, const Kernels& kernels, const SliceKind& ki
 void Slice::work(int index, const Run& run, float* memory) {
   const Scratch scratch = scratch_of(memory + index * scratch_floats());
   for (size_t i = 0; i < steps_.size(); i++) {
-    const Step& step = *steps_[i];
-    step.clear_borders(run.arena, index, kind.team);
-    shares_.run(i, step.tasks(), index, [&](int64_t task) { step.run(task, run, scratch); });
+    run_step(i, *steps_[i], steps_[i]->tasks(), index, run, scratch);
     barrier_.wait();
   }
+}
+
+void Slice::run_step(size_t round, const Step& step, int64_t tasks, int worker, const Run& run, const Scratch& scratch) {
+  step.clear_borders(run.arena, worker, kind.team);
+  shares_.run(round, tasks, worker, [&](int64_t task) { step.run(task, run, scratch); });
 }
 
 void Slice::begin() { shares_.reset(); }
@@ -69,21 +72,25 @@ int64_t Slice::packed_bytes() const {
   return bytes;
 }
 
-// The least time of several runs of the first tasks of a step, by the whole team as in a real run.
-double Slice::time_step(Team& team, const Step& step, int64_t tasks, const Run& run) {
+// The least time of several runs of the first tasks of a step, by the whole team as in a real run: where the step `before` is
+// given it runs each time, untimed, and leaves its results in the caches of the threads that made them.
+double Slice::time_step(Team& team, const Step& step, int64_t tasks, const Step* before, const Run& run) {
   AlignedVector<float> memory(size_t(kind.team * scratch_floats()));
   double best = 1e30, spent = 0;
   std::atomic<bool> enough{false};
   shares_.reset();
   const std::function<void(int)> work = [&](int worker) {
     const Scratch scratch = scratch_of(memory.data() + worker * scratch_floats());
-    for (size_t repeat = 0;; repeat++) {
+    for (size_t repeat = 0, round = 0;; repeat++) {
+      if (before) {
+        run_step(round++, *before, before->tasks(), worker, run, scratch);
+        barrier_.wait();
+      }
       if (worker == 0) enough.store(repeat >= 3 && (repeat >= kRepeats || spent > kMilliseconds));
       const double start = now(kind.team == 1);  // before the others may start, or they could be done before it
       barrier_.wait();
       if (enough.load()) return;
-      step.clear_borders(run.arena, worker, kind.team);
-      shares_.run(repeat, tasks, worker, [&](int64_t task) { step.run(task, run, scratch); });
+      run_step(round++, step, tasks, worker, run, scratch);
       barrier_.wait();
       if (worker) continue;
       const double took = now(kind.team == 1) - start;
@@ -98,19 +105,20 @@ double Slice::time_step(Team& team, const Step& step, int64_t tasks, const Run& 
   return best;
 }
 
-double Slice::time_choice(Team& team, ConvStep& conv, const ConvChoice& choice, const Run& run) {
-  const ScratchSize before = scratch_size_;
+double Slice::time_choice(Team& team, ConvStep& conv, const ConvChoice& choice, const Step& before, const Run& run) {
+  const ScratchSize size = scratch_size_;
   conv.choose(choice);
   scratch_size_.include(conv.scratch());
   const double share = std::min(1.0, kEnoughMacs * kind.team / (double(conv.multiply_adds()) * kind.images));
   const int64_t tasks = std::max<int64_t>(std::min<int64_t>(conv.tasks(), 4 * kind.team), int64_t(share * double(conv.tasks())));
-  const double took = time_step(team, conv, tasks, run) * double(conv.tasks()) / double(tasks);
-  scratch_size_ = before;
+  const Step* maker = kind.team > 1 && tasks == conv.tasks() ? &before : nullptr;
+  const double took = time_step(team, conv, tasks, maker, run) * double(conv.tasks()) / double(tasks);
+  scratch_size_ = size;
   return took;
 }
 
 // Times each tile with its first block, and then the other blocks of the best tiles.
-ConvChoice Slice::fastest(Team& team, ConvStep& conv, const Run& run) {
+ConvChoice Slice::fastest(Team& team, ConvStep& conv, const Step& before, const Run& run) {
   std::vector<ConvChoice> all = conv.candidates(), list;
   for (const ConvChoice& c : all)
     if (conv.describe(c).find(forced_) != std::string::npos) list.push_back(c);
@@ -123,7 +131,7 @@ ConvChoice Slice::fastest(Team& team, ConvStep& conv, const Run& run) {
   double least = 1e30;
   size_t best = 0, leader = 0;
   const auto time = [&](size_t i) {
-    times[i] = time_choice(team, conv, list[i], run);
+    times[i] = time_choice(team, conv, list[i], before, run);
     if (times[i] < least) least = times[i], best = i;
   };
   for (size_t i = 0; i < list.size(); i++)
@@ -153,12 +161,13 @@ void Slice::tune(Team& team, float* arena) {
     if (ConvStep* conv = convolutions_[i]) {
       const std::string signature = conv->signature();
       auto known = chosen_.find(signature);
-      if (known == chosen_.end()) known = chosen_.emplace(signature, fastest(team, *conv, run)).first;
+      if (known == chosen_.end()) known = chosen_.emplace(signature, fastest(team, *conv, *steps_[i - 1], run)).first;
       conv->choose(known->second);
       conv->settle();
     }
     scratch_size_.include(steps_[i]->scratch());
-    if (!hasty_) steps_[i]->milliseconds = time_step(team, *steps_[i], steps_[i]->tasks(), run);
+    const Step* before = i && kind.team > 1 ? steps_[i - 1].get() : nullptr;
+    if (!hasty_) steps_[i]->milliseconds = time_step(team, *steps_[i], steps_[i]->tasks(), before, run);
   }
 }
 

@@ -47,9 +47,10 @@ class Slice {
   const Storage* add_storage(const Shape& shape, const Border& border, int born, int dies);
   void extend_life(const Storage* storage, int dies);
   void place_storages();
-  double time_step(Team& team, const Step& step, int64_t tasks, const Run& run);
-  double time_choice(Team& team, ConvStep& conv, const ConvChoice& choice, const Run& run);
-  ConvChoice fastest(Team& team, ConvStep& conv, const Run& run);
+  void run_step(size_t round, const Step& step, int64_t tasks, int worker, const Run& run, const Scratch& scratch);
+  double time_step(Team& team, const Step& step, int64_t tasks, const Step* before, const Run& run);
+  double time_choice(Team& team, ConvStep& conv, const ConvChoice& choice, const Step& before, const Run& run);
+  ConvChoice fastest(Team& team, ConvStep& conv, const Step& before, const Run& run);
   Scratch scratch_of(float* memory) const;
 
   const Program& program_;

@@ -38,9 +38,9 @@ int64_t count_nonzeros(const Op& op) {
   return std::min(dense + w.nonzeros, w.n * w.k);
 }
 
-std::vector<float> fold(const Op& op) {
+AlignedVector<float> fold(const Op& op) {
   const Weight& w = op.weight;
-  std::vector<float> full(size_t(w.n * w.k));
+  AlignedVector<float> full(size_t(w.n * w.k));
   if (w.dense) std::copy(w.dense, w.dense + w.n * w.k, full.begin());
   for (int64_t i = 0; i < w.n; i++) {
     float* row = full.data() + i * w.k;

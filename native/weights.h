@@ -3,7 +3,6 @@
 
 #include <sys/mman.h>
 
-#include <cstdlib>
 #include <memory>
 #include <new>
 #include <vector>
@@ -13,23 +12,29 @@
 
 namespace splore {
 
-// To a cache line; what is large to a large page, for a kernel reads one place of many channels, each on a page of its own.
+// To a cache line. What is large comes from the system and goes back there, for plans try much that they don't keep; and in
+// large pages, for a kernel reads one place of many channels, each on a page of its own.
 template <class T>
 struct Aligned {
   using value_type = T;
   Aligned() = default;
   template <class U>
   Aligned(const Aligned<U>&) {}
-  static constexpr size_t kLargePage = size_t(1) << 21;
-  static std::align_val_t alignment(size_t n) { return std::align_val_t(n * sizeof(T) < 2 * kLargePage ? 64 : kLargePage); }
+  static constexpr size_t kLarge = size_t(1) << 19;
   T* allocate(size_t n) {
-    void* p = ::operator new(n * sizeof(T), alignment(n));
+    const size_t bytes = n * sizeof(T);
+    if (bytes < kLarge) return static_cast<T*>(::operator new(bytes, std::align_val_t(64)));
+    void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0);
+    if (p == MAP_FAILED) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE
-    if (size_t(alignment(n)) == kLargePage) (void)madvise(p, n * sizeof(T), MADV_HUGEPAGE);
+    (void)madvise(p, bytes, MADV_HUGEPAGE);
 #endif
     return static_cast<T*>(p);
   }
-  void deallocate(T* p, size_t n) { ::operator delete(p, alignment(n)); }
+  void deallocate(T* p, size_t n) {
+    if (n * sizeof(T) < kLarge) return ::operator delete(p, std::align_val_t(64));
+    munmap(p, n * sizeof(T));
+  }
   template <class U>
   bool operator==(const Aligned<U>&) const {
     return true;
@@ -62,7 +67,7 @@ class SparseMatrix {
 int64_t count_nonzeros(const Op& op);
 
 // All parts added up: (n, k), one group only.
-std::vector<float> fold(const Op& op);
+AlignedVector<float> fold(const Op& op);
 
 // What a kernel choice asks of the packing.
 struct PackRequest {

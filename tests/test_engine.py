@@ -18,7 +18,7 @@ from programs import floats, random_program
 from test_capture import decomposed, lively
 from torch import nn
 
-from splore.deploy import reference
+from splore.deploy import program_segment, reference
 from splore.deploy.capture import capture
 from splore.deploy.engine import Engine, compile
 from splore.design.matrix import Scheme

@@ -20,7 +20,7 @@ class ProgramSegment:
         self.program, self.threads = program, threads
         self._native, self._failure = _native(program)
         self._batch = 0  # that ran last
-            if self._native is None:
+        if self._native is None:
             warnings.warn(
                 f"the native library can't be loaded ({self._failure}); this network runs in NumPy, on dense weights, "
                 "tens of times slower",
