@@ -5,6 +5,7 @@
 namespace splore {
 namespace {
 
+constexpr ptrdiff_t kSecondLevel = 1 << 18;  // floats of a value that stays in a worker's second-level cache
 constexpr ptrdiff_t kGuard = 256;  // floats around the arena that a gathered run may read over
 
 int32_t checked(ptrdiff_t offset) {
@@ -71,6 +72,8 @@ void ConvStep::choose(const ConvChoice& choice) {
   args_.t_offsets = packed_->t_offsets.data();
   args_.taps = int32_t(w.taps());
   args_.x_row = w.stride_h * in_.row;
+  args_.fetch_input = !choice.gathered && in_.size() > kSecondLevel;
+  args_.fetch_output = out->size() > kSecondLevel;
   args_.out_row = out->row, args_.out_plane = out->plane;
   if (second) {
     args_.second_scale = second_scale_, args_.second_shift = second_shift_;
@@ -99,7 +102,7 @@ void ConvStep::prepare_gather() {
   const Window& w = op_.window;
   const int lanes = layout_.lanes;
   gather_ = {};
-  gather_index_.clear(), gather_starts_.clear(), gather_taps_.clear();
+  gather_index_.clear(), gather_vectors_.clear(), gather_taps_.clear();
   gather_.plane = in_.plane;
   gather_.tap_count = int32_t(w.taps());
   gather_.row = w.stride_h * in_.row, gather_.column = w.stride_w * in_.column;
@@ -127,19 +130,24 @@ void ConvStep::prepare_gather() {
                 checked(in_.first + image * in_.image + from_y * in_.row + from_x);
           }
         }
-  gather_starts_.assign(size_t(w.taps()) * size_t(out->vectors), kNoRun);
-  for (size_t v = 0; v < gather_starts_.size(); v++) {
+  gather_vectors_.assign(size_t(w.taps()) * size_t(out->vectors), {kScattered, 0});
+  for (size_t v = 0; v < gather_vectors_.size(); v++) {
     const int32_t* index = gather_index_.data() + v * size_t(lanes);
-    bool run = true, any = false;
-    ptrdiff_t start = 0;
+    // A run is known by its first place less the lanes before it.
+    bool run = true;
+    int32_t begin = INT32_MAX, end = INT32_MIN, first = 0;
     for (int l = 0; l < lanes; l++) {
       if (index[l] < 0) continue;
-      if (any && index[l] - l != start) run = false;
-      start = index[l] - l, any = true;
+      if (end == INT32_MIN) first = index[l] - l;
+      run = run && index[l] - l == first;
+      begin = std::min(begin, index[l]), end = std::max(end, index[l]);
     }
-    if (run && start >= -kGuard && start + lanes <= in_.plane + kGuard) gather_starts_[v] = int32_t(start);
+    if (run && first >= -kGuard && first + lanes <= in_.plane + kGuard)
+      gather_vectors_[v] = {kRun, first};
+    else if (end - begin < 2 * lanes)
+      gather_vectors_[v] = {kNear, begin};
   }
-  gather_.index = gather_index_.data(), gather_.starts = gather_starts_.data();
+  gather_.index = gather_index_.data(), gather_.vector = gather_vectors_.data();
 }
 
 // The last tile of a row reaches back over the one before: it computes some outputs again rather than too many.
@@ -161,7 +169,7 @@ void ConvStep::run(int64_t task, const Run& run, const Scratch& scratch) const {
   const Place at = place(index);
   ConvTile tile{};
   tile.x = corner(at, run.arena);
-  if (index + 1 < tiles) tile.next = corner(place(index + 1), run.arena);
+  if (args_.fetch_input && index + 1 < tiles) tile.next = corner(place(index + 1), run.arena);
   ptrdiff_t out_at = at.x * layout_.lanes, residual_at = out_at, second_at = out_at;
   if (layout_.pixels) {
     tile.vector = at.x;

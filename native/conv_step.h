@@ -80,7 +80,8 @@ class ConvStep : public Step {
   Gather gather_{};
   const float* second_scale_ = nullptr;
   const float* second_shift_ = nullptr;
-  std::vector<int32_t> gather_index_, gather_starts_, gather_taps_;
+  std::vector<int32_t> gather_index_, gather_taps_;
+  std::vector<GatherVector> gather_vectors_;
 };
 
 }  // namespace splore

@@ -31,7 +31,7 @@ void conv_tile(const ConvArgs& args, const ConvPart& part, const ConvTile& tile,
       Ahead ahead;
       const ConvBlock& next = args.blocks[last ? 0 : b + 1];
       const float* next_x = last ? tile.next : tile.x;
-      if (next_x && !args.gather) ahead = {next_x, next.offsets, next.channel_end - next.channel_begin, args.taps};
+      if (args.fetch_input && next_x) ahead = {next_x, next.offsets, next.channel_end - next.channel_begin, args.taps};
       sparse_rows<R, C, STEP>(part.sparse[b], x, sink, args.a, last && !dense_finish ? args.rank : 0, scratch.t, ahead, pitch);
     }
   }

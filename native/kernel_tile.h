@@ -124,12 +124,12 @@ void gather_tile(const Gather& g, const ConvBlock& block, const ConvTile& tile, 
       const ptrdiff_t at = tap * g.vectors + tile.vector;
       for (int v = 0; v < T; v++) {
         const int32_t* index = g.index + (at + v) * L;
-        const int32_t start = g.starts[at + v];
-        if (start != kNoRun) {
+        const GatherVector how = g.vector[at + v];
+        if (how.spread == kRun) {
           const Ints inside = *reinterpret_cast<const Ints*>(index) >= 0;
-          store(out + v * L, Vec(Ints(load(plane + start)) & inside));
+          store(out + v * L, Vec(Ints(load(plane + how.start)) & inside));
         } else {
-          store(out + v * L, pick(plane, index));
+          store(out + v * L, how.spread == kNear ? pick_near(plane, how.start, index) : pick(plane, index));
         }
       }
     }

@@ -35,6 +35,16 @@ SPLORE_INLINE Vec pick(const float* from, const int32_t* index) {
 #endif
 }
 
+// The same for indices from start to start + 2 L.
+SPLORE_INLINE Vec pick_near(const float* from, int32_t start, const int32_t* index) {
+#ifdef SPLORE_PICK_NEAR
+  return SPLORE_PICK_NEAR(from, start, index);
+#else
+  (void)start;
+  return pick(from, index);
+#endif
+}
+
 // Comparisons are written so that a NaN stays one.
 SPLORE_INLINE Vec at_least(Vec x, float low) { return x < low ? broadcast(low) : x; }
 SPLORE_INLINE Vec at_most(Vec x, float high) { return x > high ? broadcast(high) : x; }

@@ -42,12 +42,18 @@ struct ConvBlock {
   const float* dense;      // all of W, packed: [n / kRowGroup][columns][kRowGroup], null without
 };
 
-constexpr int32_t kNoRun = INT32_MIN;
+// How a vector is gathered from a plane: its lanes follow one another in memory from `start` on, or all lie within two vectors
+// from there on, as behind a stride of 2, or are anywhere.
+enum Spread : int32_t { kRun, kNear, kScattered };
+struct GatherVector {
+  Spread spread;
+  int32_t start;
+};
 
 // Reads a tile into columns first, where it can't be read in place: [column][vector of the tile].
 struct Gather {
   const int32_t* index;  // pixels: [tap][vector][lane], floats from a channel's plane, -1 for zero
-  const int32_t* starts;  // pixels: [tap][vector], lane 0's place where the lanes follow one another in memory, or kNoRun
+  const GatherVector* vector;  // pixels: [tap][vector]
   ptrdiff_t vectors;     // pixels: of a whole plane
   ptrdiff_t plane;       // floats between input channels
   const int32_t* taps;   // images: floats from the tile's corner
@@ -63,6 +69,7 @@ struct ConvArgs {
   const float* a_packed;  // A as the dense kernel wants it, where it finishes the tile; else null
   const int32_t* t_offsets;
   int32_t taps;     // columns of an input channel
+  bool fetch_input, fetch_output;  // they are too large for the second-level cache: prefetch what comes next
   ptrdiff_t x_row;  // floats between two rows of the tile
   ptrdiff_t out_row, out_plane, residual_row, residual_plane;
   const Gather* gather;  // null to read in place
