@@ -58,7 +58,12 @@ struct Store {
 #pragma GCC unroll 16
       for (int v = 0; v < N; v++) sum[v] = at_least(sum[v], 0.0f);
     } else if (args.act != SPLORE_NONE) {
-      activate_slowly(sum, N, args.act);
+      Vec slow[N];  // not `sum` itself: what a function is given the address of does not stay in registers
+#pragma GCC unroll 16
+      for (int v = 0; v < N; v++) slow[v] = sum[v];
+      activate_slowly(slow, N, args.act);
+#pragma GCC unroll 16
+      for (int v = 0; v < N; v++) sum[v] = slow[v];
     }
     put<V>(sum, tile.out + channel * args.out_plane, args.out_row);
     if (tile.second) {
