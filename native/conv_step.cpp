@@ -74,6 +74,7 @@ void ConvStep::choose(const ConvChoice& choice) {
   args_.x_row = w.stride_h * in_.row;
   args_.fetch_input = !choice.gathered && in_.size() > kSecondLevel;
   args_.fetch_output = out->size() > kSecondLevel;
+  args_.fetch_entries = packed_->entries.size() * sizeof(Entry) > size_t(kSecondLevel);
   args_.out_row = out->row, args_.out_plane = out->plane;
   if (second) {
     args_.second_scale = second_scale_, args_.second_shift = second_shift_;

@@ -24,6 +24,9 @@ SPLORE_INLINE void prefetch(const Ahead& ahead, ptrdiff_t pitch, int channel) {
   }
 }
 
+constexpr int kLine = 64 / sizeof(Entry);
+constexpr int kEntriesAhead = 32 * kLine;  // half a page: the processor's own prefetch stops at the end of each
+
 // Row after row of S: a broadcast, an offset and T multiply-adds for each non-zero. Few vectors would wait for each other,
 // so there U entries go to sums of their own.
 template <int R, int C, int STEP>
@@ -51,6 +54,8 @@ SPLORE_INLINE void sparse_rows(const SparseBlock& block, const Corner<R, C, STEP
       for (int v = 0; v < T; v++) to[v] += x.at(v, offset) * w;
     };
     const Entry* end = entry + block.rows[i].entries;
+    if (sink.args.fetch_entries)
+      for (const Entry* line = entry; line < end; line += kLine) __builtin_prefetch(line + kEntriesAhead, 0, 2);
     if constexpr (U > 1)
       for (; end - entry >= U; entry += U)
 #pragma GCC unroll 8

@@ -69,7 +69,7 @@ struct ConvArgs {
   const float* a_packed;  // A as the dense kernel wants it, where it finishes the tile; else null
   const int32_t* t_offsets;
   int32_t taps;     // columns of an input channel
-  bool fetch_input, fetch_output;  // they are too large for the second-level cache: prefetch what comes next
+  bool fetch_input, fetch_output, fetch_entries;  // too large for the second-level cache: prefetch what comes next
   ptrdiff_t x_row;  // floats between two rows of the tile
   ptrdiff_t out_row, out_plane, residual_row, residual_plane;
   const Gather* gather;  // null to read in place
