@@ -5,7 +5,8 @@
 namespace splore {
 namespace {
 
-constexpr ptrdiff_t kSecondLevel = 1 << 18;  // floats of a value that stays in a worker's second-level cache
+constexpr ptrdiff_t kStays = 1 << 18;  // floats of a value that mostly stays in the second-level cache
+constexpr size_t kLongStream = 1 << 15;  // entries that don't
 constexpr ptrdiff_t kGuard = 256;  // floats around the arena that a gathered run may read over
 
 int32_t checked(ptrdiff_t offset) {
@@ -72,9 +73,9 @@ void ConvStep::choose(const ConvChoice& choice) {
   args_.t_offsets = packed_->t_offsets.data();
   args_.taps = int32_t(w.taps());
   args_.x_row = w.stride_h * in_.row;
-  args_.fetch_input = !choice.gathered && in_.size() > kSecondLevel;
-  args_.fetch_output = out->size() > kSecondLevel;
-  args_.fetch_entries = packed_->entries.size() * sizeof(Entry) > size_t(kSecondLevel);
+  args_.fetch_input = !choice.gathered && in_.size() > kStays;
+  args_.fetch_output = out->size() > kStays;
+  args_.fetch_entries = packed_->entries.size() > kLongStream;
   args_.out_row = out->row, args_.out_plane = out->plane;
   if (second) {
     args_.second_scale = second_scale_, args_.second_shift = second_shift_;

@@ -59,6 +59,7 @@ class ConvStep : public Step {
   bool readable_in_place() const;
   std::vector<int32_t> offsets_in_place() const;
   std::vector<TileShape> shapes() const;
+  void add_blocks(ConvChoice c, std::vector<ConvChoice>& list) const;
   int64_t block_for(TileShape shape, int64_t bytes) const;
   void prepare_gather();
 

@@ -238,7 +238,10 @@ def test_compile_runs_the_faster_of_engine_and_torch(monkeypatch):
 @needs_native
 def test_the_summary_says_how_many_weights_were_folded():
     model = decomposed(lively(ResNet(8, 10, 3)), 3, 0.4)
-    for kernel, verdict in (("low rank", "batch 9: runs the weights as they are\n"), ("dense", "as dense ones, which were")):
+    for kernel, verdict in (
+        ("low rank", "batch 9: runs the weights as they are\n"),
+        ("dense", "as dense ones, which were"),
+    ):
         engine = engine_of(model, torch.randn(1, 3, 16, 16))
         engine._segments[0]._native.force(kernel)
         expect_close(engine, model, torch.randn(9, 3, 16, 16))
