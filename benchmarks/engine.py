@@ -39,9 +39,10 @@ def main() -> int:
     structure = Structure(options.kept, options.rank)
     model, kept = network(options.net, structure)
     print(f"{options.net}: keeps {kept:.4g} of the parameters (rank {options.rank:g}), {options.threads} threads")
-    rows = [measure(model, options, batch, peers) | {"kept": round(kept, 5)} for batch in options.batch]
-    if options.json:
-        add_rows(Path(options.json), rows)
+    for batch in options.batch:
+        row = measure(model, options, batch, peers) | {"kept": round(kept, 5)}
+        if options.json:
+            add_row(Path(options.json), row)
     return 0
 
 
@@ -175,14 +176,14 @@ def peak_gmacs(threads: int) -> float:
     return 2048**3 / best / 1e9
 
 
-def add_rows(path: Path, rows: list[dict]) -> None:
-    """Adds the rows to a JSON file, in the place of those of the same measurement."""
+def add_row(path: Path, row: dict) -> None:
+    """Adds a row to a JSON file, in the place of one of the same measurement."""
 
     def key(row: dict) -> tuple:
         return tuple(row[name] for name in ("net", "kept", "rank", "batch", "threads", "size"))
 
     old = json.loads(path.read_text()) if path.exists() else []
-    new = {key(row): row for row in [*old, *rows]}
+    new = {key(row): row for row in [*old, row]}
     path.write_text(json.dumps(list(new.values()), indent=1) + "\n")
 
 

@@ -1,6 +1,7 @@
 // Which kernels are worth timing for a convolution.
 #include <algorithm>
 #include <cmath>
+#include <set>
 
 #include "conv_step.h"
 
@@ -8,6 +9,7 @@ namespace splore {
 namespace {
 
 constexpr int64_t kFirstLevel = 30 << 10;  // bytes of a tile's input that stay in the first-level cache, with room for the rest
+constexpr int64_t kSecondLevel = 640 << 10;  // and in the second-level one
 constexpr int64_t kMostBlocks = 32;
 constexpr int64_t kMostFolded = int64_t(1) << 26;  // elements of a weight that is folded dense
 
@@ -25,7 +27,9 @@ std::vector<TileShape> ConvStep::shapes() const {
     double outputs;
     if (layout_.pixels) {
       if (s.rows > 1 || s.columns > out->vectors) continue;
-      outputs = double((out->vectors + s.columns - 1) / s.columns * s.columns) / double(out->vectors);
+      int64_t tiles = (out->vectors + s.columns - 1) / s.columns;
+      if (tiles >= team_) tiles = (tiles + team_ - 1) / team_ * team_;  // some threads have a tile more than others
+      outputs = double(tiles * s.columns) / double(out->vectors);
     } else {
       if (s.rows > out->shape.h || s.columns > out->shape.w || vectors_only(s.rows, s.columns)) continue;
       // Over its own residual, no output may be computed twice.
@@ -60,69 +64,70 @@ int64_t ConvStep::block_for(TileShape s, int64_t bytes) const {
 }
 
 std::vector<ConvChoice> ConvStep::candidates() const {
-  const Weight& w = op_.weight;
-  const int64_t channels = in_.shape.c, k = channels * op_.window.taps();
-  const double density = double(matrix().nonzeros()) / double(w.n * k);
-  const bool may_fold = op_.groups == 1 && w.n * k <= kMostFolded;
-  // At low densities a dense kernel cannot win; where all is dense a stream cannot.
-  const bool try_dense = may_fold && (density > 0.1 || w.rank * (w.n + k) > w.n * k / 3 || k <= 64 || !w.rank);
-  const bool try_sparse = !may_fold || density < 0.75;
-  const double row_entries = double(matrix().nonzeros()) / double(w.n);
-
   std::vector<ConvChoice> list;
   for (const bool gathered : {false, true}) {
     if (!gathered && !readable_in_place()) continue;
     // Gathering pays where reading in place is unaligned.
     if (gathered && readable_in_place() && (!layout_.pixels || op_.window.taps() == 1)) continue;
-    for (const TileShape& shape : shapes()) {
+    for (const TileShape& s : shapes()) {
       ConvChoice c;
       c.gathered = gathered;
-      while (kTiles[c.tile].rows != shape.rows || kTiles[c.tile].columns != shape.columns) c.tile++;
-      const int64_t vectors = shape.rows * shape.columns;
-      const int64_t column_bytes = op_.window.taps() * vectors * layout_.lanes * 4;
-      auto block = [&](int64_t bytes) {
-        // An output channel of a grouped convolution reads few channels: they are in the cache anyhow.
-        if (!gathered && op_.groups > 1) return channels;
-        if (!gathered) return block_for(shape, bytes);
-        const int64_t fit = std::max<int64_t>(1, bytes / column_bytes);
-        const int64_t blocks = std::min(kMostBlocks, (channels + fit - 1) / fit);
-        return (channels + blocks - 1) / blocks;
-      };
-      const int64_t tiles = layout_.pixels ? (out->vectors + shape.columns - 1) / shape.columns
-                                           : (out->shape.h + shape.rows - 1) / shape.rows * ((out->shape.w + shape.columns - 1) / shape.columns);
-      c.parts = team_ == 1 || tiles >= 4 * team_ ? 1 : team_;
-      if (try_sparse) {
-        c.dense = false;
-        c.dense_finish = w.rank && (w.rank >= 8 || !matrix().nonzeros());
-        // Blocks of half a megabyte stay in the second-level cache; smaller ones need enough entries a row to pay.
-        int64_t last = 0;
-        for (const int64_t bytes : {int64_t(640) << 10, 2 * kFirstLevel, kFirstLevel}) {
-          c.block_channels = block(bytes);
-          if (c.block_channels == last) continue;
-          const double entries = row_entries * double(c.block_channels) / double(channels);
-          if (last && row_entries > 0 && entries * double(vectors) < 48) continue;
-          last = c.block_channels;
-          list.push_back(c);
-        }
-      }
-      if (try_dense) {
-        c.dense = true, c.dense_finish = false;
-        int64_t last = 0;
-        for (const int64_t bytes : {kFirstLevel, 4 * kFirstLevel}) {
-          c.block_channels = block(bytes);
-          if (c.block_channels != last) list.push_back(c);
-          last = c.block_channels;
-        }
-      }
+      while (kTiles[c.tile].rows != s.rows || kTiles[c.tile].columns != s.columns) c.tile++;
+      const int64_t down = layout_.pixels ? 1 : (out->shape.h + s.rows - 1) / s.rows;
+      const int64_t across = ((layout_.pixels ? out->vectors : out->shape.w) + s.columns - 1) / s.columns, tiles = down * across;
+      // Few tiles are cut further, into output channels: what comes before S x is then done more than once.
+      for (c.parts = 1; c.parts <= team_; c.parts += std::max(1, team_ - 1))
+        if (c.parts == 1 ? tiles >= team_ : tiles < 4 * team_) add_blocks(c, list);
     }
   }
   return list;
 }
 
+// The choice with each size of block, sparse and dense.
+void ConvStep::add_blocks(ConvChoice c, std::vector<ConvChoice>& list) const {
+  const Weight& w = op_.weight;
+  const TileShape shape = kTiles[c.tile];
+  const int64_t channels = in_.shape.c, k = channels * op_.window.taps(), vectors = shape.rows * shape.columns;
+  const double density = double(nonzeros_) / double(w.n * k), row_entries = density * double(k);
+  const bool may_fold = op_.groups == 1 && w.n * k <= kMostFolded;
+  auto block = [&](int64_t bytes) {
+    // An output channel of a grouped convolution reads few channels: they are in the cache anyhow.
+    if (!c.gathered && op_.groups > 1) return channels;
+    if (!c.gathered) return block_for(shape, bytes);
+    const int64_t fit = std::max<int64_t>(1, bytes / (op_.window.taps() * vectors * layout_.lanes * 4));
+    const int64_t blocks = std::min(kMostBlocks, (channels + fit - 1) / fit);
+    return (channels + blocks - 1) / blocks;
+  };
+  // At low densities a dense kernel cannot win; where all is dense a stream cannot.
+  const bool try_dense = may_fold && (density > 0.1 || w.rank * (w.n + k) > w.n * k / 3 || k <= 64 || !w.rank);
+  const bool try_sparse = !may_fold || density < 0.75;
+  std::set<int64_t> seen;
+  if (try_sparse) {
+    c.dense = false;
+    c.dense_finish = w.rank && (w.rank >= 8 || !nonzeros_);
+    // The first level of the cache, with more of it or less for other things, and the second. Small blocks need enough entries
+    // of a row to pay.
+    for (const int64_t bytes : {2 * kFirstLevel, kFirstLevel * 3 / 2, kFirstLevel, kSecondLevel}) {
+      c.block_channels = block(bytes);
+      const double entries = row_entries * double(c.block_channels) / double(channels);
+      const bool pays = bytes == kSecondLevel || row_entries == 0 || entries * double(vectors) >= 48;
+      if (pays && seen.insert(c.block_channels).second) list.push_back(c);
+    }
+  }
+  seen.clear();
+  if (try_dense) {
+    c.dense = true, c.dense_finish = false;
+    for (const int64_t bytes : {kFirstLevel, 4 * kFirstLevel}) {
+      c.block_channels = block(bytes);
+      if (seen.insert(c.block_channels).second) list.push_back(c);
+    }
+  }
+}
+
 std::string ConvStep::signature() const {
   const Window& w = op_.window;
   const double elements = double(op_.weight.n * in_.shape.c * w.taps());
-  const int64_t density = std::lround(40.0 * double(matrix().nonzeros()) / elements);
+  const int64_t density = std::lround(40.0 * double(nonzeros_) / elements);
   std::string text;
   for (int64_t x : {in_.shape.c, in_.shape.h, in_.shape.w, out->shape.c, w.kernel_h, w.kernel_w, w.stride_h, w.stride_w,
                     w.dilation_h, w.dilation_w, w.top, w.left, op_.groups, op_.weight.rank, density,

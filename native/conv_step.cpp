@@ -5,6 +5,8 @@
 namespace splore {
 namespace {
 
+constexpr ptrdiff_t kStays = 1 << 18;  // floats of a value that mostly stays in the second-level cache
+constexpr size_t kLongStream = 1 << 15;  // entries that don't
 constexpr ptrdiff_t kGuard = 256;  // floats around the arena that a gathered run may read over
 
 int32_t checked(ptrdiff_t offset) {
@@ -21,16 +23,12 @@ ConvStep::ConvStep(int index, const Op& op, const Values& values, const Layout& 
       residual_(values.residual),
       layout_(layout),
       kernels_(kernels),
-      team_(team) {}
+      team_(team),
+      nonzeros_(count_nonzeros(op)) {}
 
 void ConvStep::write_second(const Storage& storage, const float* scale, const float* shift) {
   second = &storage;
   second_scale_ = scale, second_shift_ = shift;
-}
-
-const SparseMatrix& ConvStep::matrix() const {
-  if (!matrix_) matrix_ = std::make_unique<SparseMatrix>(op_, in_.shape.c);
-  return *matrix_;
 }
 
 bool ConvStep::readable_in_place() const {
@@ -60,7 +58,9 @@ void ConvStep::choose(const ConvChoice& choice) {
   const PackRequest request{in_.shape.c, op_.window.taps(), choice.block_channels, choice.parts, tile_floats,
                             choice.gathered, choice.dense, choice.dense_finish, &offsets};
   packed_.reset();
-  packed_ = std::make_unique<PackedConv>(op_, matrix(), request);
+  if (choice.dense && folded_.empty()) folded_ = fold(op_);
+  if (!choice.dense && !matrix_) matrix_ = std::make_unique<SparseMatrix>(op_, in_.shape.c);
+  packed_ = std::make_unique<PackedConv>(op_, matrix_.get(), folded_.data(), request);
 
   const Window& w = op_.window;
   kernel_ = kernels_.conv[choice.tile][layout_.pixels || choice.gathered ? 0 : w.stride_w - 1];
@@ -71,7 +71,11 @@ void ConvStep::choose(const ConvChoice& choice) {
   args_.bias = op_.bias, args_.a = op_.weight.a;
   args_.a_packed = packed_->a_packed.empty() ? nullptr : packed_->a_packed.data();
   args_.t_offsets = packed_->t_offsets.data();
+  args_.taps = int32_t(w.taps());
   args_.x_row = w.stride_h * in_.row;
+  args_.fetch_input = !choice.gathered && in_.size() > kStays;
+  args_.fetch_output = out->size() > kStays;
+  args_.fetch_entries = packed_->entries.size() > kLongStream;
   args_.out_row = out->row, args_.out_plane = out->plane;
   if (second) {
     args_.second_scale = second_scale_, args_.second_shift = second_shift_;
@@ -86,16 +90,21 @@ void ConvStep::choose(const ConvChoice& choice) {
     tiles_across_ = (out->shape.w + shape.columns - 1) / shape.columns;
   }
   if (choice.gathered) {
-    prepare_gather(shape);
+    prepare_gather();
     args_.gather = &gather_;
   }
 }
 
-void ConvStep::prepare_gather(TileShape) {
+void ConvStep::settle() {
+  matrix_.reset();
+  folded_ = {};
+}
+
+void ConvStep::prepare_gather() {
   const Window& w = op_.window;
   const int lanes = layout_.lanes;
   gather_ = {};
-  gather_index_.clear(), gather_starts_.clear(), gather_taps_.clear();
+  gather_index_.clear(), gather_vectors_.clear(), gather_taps_.clear();
   gather_.plane = in_.plane;
   gather_.tap_count = int32_t(w.taps());
   gather_.row = w.stride_h * in_.row, gather_.column = w.stride_w * in_.column;
@@ -123,42 +132,54 @@ void ConvStep::prepare_gather(TileShape) {
                 checked(in_.first + image * in_.image + from_y * in_.row + from_x);
           }
         }
-  gather_starts_.assign(size_t(w.taps()) * size_t(out->vectors), kNoRun);
-  for (size_t v = 0; v < gather_starts_.size(); v++) {
+  gather_vectors_.assign(size_t(w.taps()) * size_t(out->vectors), {kScattered, 0});
+  for (size_t v = 0; v < gather_vectors_.size(); v++) {
     const int32_t* index = gather_index_.data() + v * size_t(lanes);
-    bool run = true, any = false;
-    ptrdiff_t start = 0;
+    // A run is known by its first place less the lanes before it.
+    bool run = true;
+    int32_t begin = INT32_MAX, end = INT32_MIN, first = 0;
     for (int l = 0; l < lanes; l++) {
       if (index[l] < 0) continue;
-      if (any && index[l] - l != start) run = false;
-      start = index[l] - l, any = true;
+      if (end == INT32_MIN) first = index[l] - l;
+      run = run && index[l] - l == first;
+      begin = std::min(begin, index[l]), end = std::max(end, index[l]);
     }
-    if (run && start >= -kGuard && start + lanes <= in_.plane + kGuard) gather_starts_[v] = int32_t(start);
+    if (run && first >= -kGuard && first + lanes <= in_.plane + kGuard)
+      gather_vectors_[v] = {kRun, first};
+    else if (end - begin < 2 * lanes)
+      gather_vectors_[v] = {kNear, begin};
   }
-  gather_.index = gather_index_.data(), gather_.starts = gather_starts_.data();
+  gather_.index = gather_index_.data(), gather_.vector = gather_vectors_.data();
+}
+
+// The last tile of a row reaches back over the one before: it computes some outputs again rather than too many.
+ConvStep::Place ConvStep::place(int64_t index) const {
+  const TileShape shape = kTiles[choice_.tile];
+  if (layout_.pixels) return {0, std::max<int64_t>(0, std::min<int64_t>(index * shape.columns, out->vectors - shape.columns))};
+  return {std::min<int64_t>(index / tiles_across_ * shape.rows, out->shape.h - shape.rows),
+          std::min<int64_t>(index % tiles_across_ * shape.columns, out->shape.w - shape.columns)};
+}
+
+const float* ConvStep::corner(const Place& at, const float* arena) const {
+  if (!layout_.pixels) return arena + in_.offset + in_.first + at.y * args_.x_row + at.x * op_.window.stride_w * in_.column;
+  return choice_.gathered ? arena + in_.offset : arena + in_.offset + in_.first + at.x * layout_.lanes;
 }
 
 void ConvStep::run(int64_t task, const Run& run, const Scratch& scratch) const {
-  const auto part_count = int64_t(packed_->parts.size());
-  const ConvPart& part = packed_->parts[size_t(task % part_count)];
-  const int64_t index = task / part_count;
-  const TileShape shape = kTiles[choice_.tile];
-  // The last tile of a row reaches back over the one before: it computes some outputs again rather than too many.
+  const int64_t tiles = tiles_down_ * tiles_across_, index = task % tiles;
+  const ConvPart& part = packed_->parts[size_t(task / tiles)];
+  const Place at = place(index);
   ConvTile tile{};
-  ptrdiff_t out_at = 0, residual_at = 0, second_at = 0;
-  const float* in = in_.pixels(run.arena);
+  tile.x = corner(at, run.arena);
+  if (args_.fetch_input && index + 1 < tiles) tile.next = corner(place(index + 1), run.arena);
+  ptrdiff_t out_at = at.x * layout_.lanes, residual_at = out_at, second_at = out_at;
   if (layout_.pixels) {
-    tile.vector = std::max<ptrdiff_t>(0, std::min<ptrdiff_t>(index * shape.columns, out->vectors - shape.columns));
-    out_at = residual_at = second_at = tile.vector * layout_.lanes;
-    tile.x = choice_.gathered ? run.arena + in_.offset : in + out_at;
+    tile.vector = at.x;
     tile.mask = out->mask + out_at;
   } else {
-    const int64_t y = std::min<int64_t>(index / tiles_across_ * shape.rows, out->shape.h - shape.rows);
-    const int64_t x = std::min<int64_t>(index % tiles_across_ * shape.columns, out->shape.w - shape.columns);
-    out_at = y * out->row + x * out->column;
-    if (second) second_at = y * second->row + x * second->column;
-    if (residual_) residual_at = y * residual_->row + x * residual_->column;
-    tile.x = in + y * args_.x_row + x * op_.window.stride_w * in_.column;
+    out_at += at.y * out->row;
+    if (second) second_at += at.y * second->row;
+    if (residual_) residual_at += at.y * residual_->row;
   }
   tile.out = out->pixels(run.arena) + out_at;
   if (second) tile.second = second->pixels(run.arena) + second_at;
@@ -171,7 +192,7 @@ ScratchSize ConvStep::scratch() const {
   const ptrdiff_t tile = shape.rows * shape.columns * layout_.lanes;
   ScratchSize size;
   if (choice_.gathered) size.gathered = packed_->most_columns * tile;
-  if (args_.block_count > 1 || args_.a_packed) size.partial = op_.weight.n * tile;
+  if (args_.block_count > 1 || args_.a_packed) size.partial = (op_.weight.n + kRowGroup - 1) / kRowGroup * kRowGroup * tile;
   size.t = args_.rank * tile;
   return size;
 }
@@ -180,13 +201,13 @@ int64_t ConvStep::multiply_adds() const {
   const int64_t pixels = out->shape.h * out->shape.w;
   const Weight& w = op_.weight;
   if (choice_.dense) return w.n * w.k * pixels;
-  return (matrix().nonzeros() + w.rank * (w.n + w.k)) * pixels;
+  return (nonzeros_ + w.rank * (w.n + w.k)) * pixels;
 }
 
 std::string ConvStep::describe(const ConvChoice& choice) const {
   const TileShape shape = kTiles[choice.tile];
   std::string text = choice.dense ? "dense" : "sparse";
-  if (!choice.dense && op_.weight.rank) text = matrix().nonzeros() ? "low rank + sparse" : "low rank";
+  if (!choice.dense && op_.weight.rank) text = nonzeros_ ? "low rank + sparse" : "low rank";
   if (choice.dense_finish) text += " A dense";
   text += " " + std::to_string(shape.rows) + "x" + std::to_string(shape.columns);
   text += " block " + std::to_string(choice.block_channels);

@@ -39,6 +39,8 @@ class ConvStep : public Step {
   std::string describe(const ConvChoice& choice) const;
   // Steps with one signature are best served by one choice.
   std::string signature() const;
+  // The choice stands: lets go of what only choosing needed.
+  void settle();
 
   int64_t tasks() const override { return tiles_down_ * tiles_across_ * int64_t(packed_->parts.size()); }
   void run(int64_t task, const Run& run, const Scratch& scratch) const override;
@@ -48,12 +50,18 @@ class ConvStep : public Step {
   int64_t packed_bytes() const override { return packed_ ? packed_->bytes() : 0; }
 
  private:
-  const SparseMatrix& matrix() const;
+  // Of a tile's first output: row and column, or in the pixels layout the vector as x.
+  struct Place {
+    int64_t y, x;
+  };
+  Place place(int64_t tile) const;
+  const float* corner(const Place& at, const float* arena) const;
   bool readable_in_place() const;
   std::vector<int32_t> offsets_in_place() const;
   std::vector<TileShape> shapes() const;
+  void add_blocks(ConvChoice c, std::vector<ConvChoice>& list) const;
   int64_t block_for(TileShape shape, int64_t bytes) const;
-  void prepare_gather(TileShape shape);
+  void prepare_gather();
 
   const Op& op_;
   const Storage& in_;
@@ -61,7 +69,9 @@ class ConvStep : public Step {
   const Layout& layout_;
   const Kernels& kernels_;
   const int team_;
-  mutable std::unique_ptr<SparseMatrix> matrix_;
+  const int64_t nonzeros_;  // of all parts but A B, at the most
+  std::unique_ptr<SparseMatrix> matrix_;
+  AlignedVector<float> folded_;
 
   ConvChoice choice_;
   std::unique_ptr<PackedConv> packed_;
@@ -71,7 +81,8 @@ class ConvStep : public Step {
   Gather gather_{};
   const float* second_scale_ = nullptr;
   const float* second_shift_ = nullptr;
-  std::vector<int32_t> gather_index_, gather_starts_, gather_taps_;
+  std::vector<int32_t> gather_index_, gather_taps_;
+  std::vector<GatherVector> gather_vectors_;
 };
 
 }  // namespace splore

@@ -80,7 +80,7 @@ SliceKind Engine::rest_kind(const Cut& cut) const {
 
 float* Engine::memory(ptrdiff_t floats) {
   if (ptrdiff_t(memory_.size()) < floats) {
-    memory_ = {};  // before the larger one is there
+    AlignedVector<float>().swap(memory_);  // before the larger one is there
     memory_.resize(size_t(floats));
   }
   return memory_.data();

@@ -24,6 +24,27 @@ SPLORE_INLINE Vec masked(Vec v, const int32_t* mask) {
   return Vec(Ints(v) & *reinterpret_cast<const Ints*>(mask));
 }
 
+// from[index[l]] in each lane l, or 0 where the index is negative.
+SPLORE_INLINE Vec pick(const float* from, const int32_t* index) {
+#ifdef SPLORE_PICK
+  return SPLORE_PICK(from, index);
+#else
+  Vec picked;
+  for (int l = 0; l < L; l++) picked[l] = index[l] >= 0 ? from[index[l]] : 0.0f;
+  return picked;
+#endif
+}
+
+// The same for indices from start to start + 2 L.
+SPLORE_INLINE Vec pick_near(const float* from, int32_t start, const int32_t* index) {
+#ifdef SPLORE_PICK_NEAR
+  return SPLORE_PICK_NEAR(from, start, index);
+#else
+  (void)start;
+  return pick(from, index);
+#endif
+}
+
 // Comparisons are written so that a NaN stays one.
 SPLORE_INLINE Vec at_least(Vec x, float low) { return x < low ? broadcast(low) : x; }
 SPLORE_INLINE Vec at_most(Vec x, float high) { return x > high ? broadcast(high) : x; }
@@ -78,6 +99,10 @@ __attribute__((noinline)) Vec activated_slowly(Vec x, int act) {
     default:
       return x;
   }
+}
+
+__attribute__((noinline)) void activate_slowly(Vec* x, int count, int act) {
+  for (int i = 0; i < count; i++) x[i] = activated_slowly(x[i], act);
 }
 
 SPLORE_INLINE Vec activated(Vec x, int act) {

@@ -42,12 +42,18 @@ struct ConvBlock {
   const float* dense;      // all of W, packed: [n / kRowGroup][columns][kRowGroup], null without
 };
 
-constexpr int32_t kNoRun = INT32_MIN;
+// How a vector is gathered from a plane: its lanes follow one another in memory from `start` on, or all lie within two vectors
+// from there on, as behind a stride of 2, or are anywhere.
+enum Spread : int32_t { kRun, kNear, kScattered };
+struct GatherVector {
+  Spread spread;
+  int32_t start;
+};
 
 // Reads a tile into columns first, where it can't be read in place: [column][vector of the tile].
 struct Gather {
   const int32_t* index;  // pixels: [tap][vector][lane], floats from a channel's plane, -1 for zero
-  const int32_t* starts;  // pixels: [tap][vector], lane 0's place where the lanes follow one another in memory, or kNoRun
+  const GatherVector* vector;  // pixels: [tap][vector]
   ptrdiff_t vectors;     // pixels: of a whole plane
   ptrdiff_t plane;       // floats between input channels
   const int32_t* taps;   // images: floats from the tile's corner
@@ -62,6 +68,8 @@ struct ConvArgs {
   const float* a;         // A (n, rank)
   const float* a_packed;  // A as the dense kernel wants it, where it finishes the tile; else null
   const int32_t* t_offsets;
+  int32_t taps;     // columns of an input channel
+  bool fetch_input, fetch_output, fetch_entries;  // too large for the second-level cache: prefetch what comes next
   ptrdiff_t x_row;  // floats between two rows of the tile
   ptrdiff_t out_row, out_plane, residual_row, residual_plane;
   const Gather* gather;  // null to read in place
@@ -73,6 +81,7 @@ struct ConvArgs {
 
 struct ConvTile {
   const float* x;         // the tile's corner (in place, images), or the input's first plane (gathered pixels)
+  const float* next;      // the corner of the tile that the worker is likely to compute next, or null
   ptrdiff_t vector;       // gathered pixels: the tile's first vector
   float* out;             // of channel 0
   float* second;          // null without
@@ -83,7 +92,7 @@ struct ConvTile {
 // Memory of one worker.
 struct Scratch {
   float* gathered;  // [columns][tile]
-  float* partial;   // [n][tile]: sums between two blocks of input channels
+  float* partial;   // [n, in whole row groups][tile]: sums between two blocks of input channels
   float* t;         // [rank][tile]: B x
 };
 

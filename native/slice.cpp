@@ -12,10 +12,10 @@ namespace {
 constexpr ptrdiff_t kGuard = 256;  // floats before and after the values, for reads that are masked away
 constexpr ptrdiff_t kMostFloats = ptrdiff_t(1) << 34;
 
-// How long a candidate is timed: until either is reached, but some times at the least.
+// A step is timed until it has run so often, or for so long, but three times at the least.
 constexpr int kRepeats = 30;
-constexpr double kMilliseconds = 0.8;
-constexpr double kEnoughMacs = 3e7;  // of a thread
+constexpr double kMilliseconds = 0.6;
+constexpr double kEnoughMacs = 2e7;  // of a thread: a part of a large convolution says enough
 
 // Milliseconds. A thread that works alone looks at its own time on the processor, which other processes don't disturb.
 double now(bool alone) {
@@ -33,41 +33,29 @@ Slice::Slice(const Program& program, const Kernels& kernels, const SliceKind& ki
       program_(program),
       kernels_(kernels),
       layout_(kind.pixels, kind.images, kernels.lanes),
-      forced_(forced) {
+      forced_(forced),
+      shares_(kind.team) {
   const char* plan = std::getenv("SPLORE_PLAN");
   hasty_ = plan && std::strcmp(plan, "fast") == 0;
   lower();
   place_storages();
-  next_task_ = std::make_unique<std::atomic<int64_t>[]>(steps_.size());
   barrier_.reset(kind.team);
 }
 
 void Slice::work(int index, const Run& run, float* memory) {
   const Scratch scratch = scratch_of(memory + index * scratch_floats());
   for (size_t i = 0; i < steps_.size(); i++) {
-    run_step(*steps_[i], i, steps_[i]->tasks(), index, run, scratch);
+    run_step(i, *steps_[i], steps_[i]->tasks(), index, run, scratch);
     barrier_.wait();
   }
 }
 
-void Slice::begin() {
-  for (size_t i = 0; i < steps_.size(); i++) next_task_[i].store(0, std::memory_order_relaxed);
+void Slice::run_step(size_t round, const Step& step, int64_t tasks, int worker, const Run& run, const Scratch& scratch) {
+  step.clear_borders(run.arena, worker, kind.team);
+  shares_.run(round, tasks, worker, [&](int64_t task) { step.run(task, run, scratch); });
 }
 
-void Slice::run_step(const Step& step, size_t index, int64_t tasks, int worker, const Run& run, const Scratch& scratch) {
-  step.clear_borders(run.arena, worker, kind.team);
-  if (kind.team == 1) {
-    for (int64_t task = 0; task < tasks; task++) step.run(task, run, scratch);
-    return;
-  }
-  // Some tasks at a time, so that a worker mostly reads what it has just read.
-  const int64_t stride = std::max<int64_t>(1, tasks / (kind.team * 8));
-  for (;;) {
-    const int64_t begin = next_task_[index].fetch_add(stride, std::memory_order_relaxed);
-    if (begin >= tasks) return;
-    for (int64_t task = begin; task < std::min(begin + stride, tasks); task++) step.run(task, run, scratch);
-  }
-}
+void Slice::begin() { shares_.reset(); }
 
 Scratch Slice::scratch_of(float* memory) const {
   float* partial = memory + round_up(scratch_size_.gathered);
@@ -84,23 +72,25 @@ int64_t Slice::packed_bytes() const {
   return bytes;
 }
 
-// The least time of several runs of the first tasks of a step, by the whole team as in a real run.
-double Slice::time_step(Team& team, size_t index, int64_t tasks, const Run& run, int repeats) {
-  AlignedVector<float> scratch(size_t(kind.team * scratch_floats()));
-  const Step& step = *steps_[index];
+// The least time of several runs of the first tasks of a step, by the whole team as in a real run: where the step `before` is
+// given it runs each time, untimed, and leaves its results in the caches of the threads that made them.
+double Slice::time_step(Team& team, const Step& step, int64_t tasks, const Step* before, const Run& run) {
+  AlignedVector<float> memory(size_t(kind.team * scratch_floats()));
   double best = 1e30, spent = 0;
   std::atomic<bool> enough{false};
+  shares_.reset();
   const std::function<void(int)> work = [&](int worker) {
-    const Scratch own = scratch_of(scratch.data() + worker * scratch_floats());
-    for (int repeat = 0;; repeat++) {
-      if (worker == 0) {
-        enough.store(repeat >= repeats && (repeat >= kRepeats || spent > kMilliseconds));
-        next_task_[index].store(0);
+    const Scratch scratch = scratch_of(memory.data() + worker * scratch_floats());
+    for (size_t repeat = 0, round = 0;; repeat++) {
+      if (before) {
+        run_step(round++, *before, before->tasks(), worker, run, scratch);
+        barrier_.wait();
       }
+      if (worker == 0) enough.store(repeat >= 3 && (repeat >= kRepeats || spent > kMilliseconds));
       const double start = now(kind.team == 1);  // before the others may start, or they could be done before it
       barrier_.wait();
       if (enough.load()) return;
-      run_step(step, index, tasks, worker, run, own);
+      run_step(round++, step, tasks, worker, run, scratch);
       barrier_.wait();
       if (worker) continue;
       const double took = now(kind.team == 1) - start;
@@ -115,32 +105,44 @@ double Slice::time_step(Team& team, size_t index, int64_t tasks, const Run& run,
   return best;
 }
 
-void Slice::tune_convolution(Team& team, size_t index, ConvStep& conv, const Run& run) {
-  const std::string signature = conv.signature();
-  const auto known = chosen_.find(signature);
-  if (known != chosen_.end()) return conv.choose(known->second);
+double Slice::time_choice(Team& team, ConvStep& conv, const ConvChoice& choice, const Step& before, const Run& run) {
+  const ScratchSize size = scratch_size_;
+  conv.choose(choice);
+  scratch_size_.include(conv.scratch());
+  const double share = std::min(1.0, kEnoughMacs * kind.team / (double(conv.multiply_adds()) * kind.images));
+  const int64_t tasks = std::max<int64_t>(std::min<int64_t>(conv.tasks(), 4 * kind.team), int64_t(share * double(conv.tasks())));
+  const Step* maker = kind.team > 1 && tasks == conv.tasks() ? &before : nullptr;
+  const double took = time_step(team, conv, tasks, maker, run) * double(conv.tasks()) / double(tasks);
+  scratch_size_ = size;
+  return took;
+}
+
+// Times each tile with its first block, and then the other blocks of the best tiles.
+ConvChoice Slice::fastest(Team& team, ConvStep& conv, const Step& before, const Run& run) {
   std::vector<ConvChoice> all = conv.candidates(), list;
   for (const ConvChoice& c : all)
     if (conv.describe(c).find(forced_) != std::string::npos) list.push_back(c);
   if (list.empty()) list = all;
-  if (hasty_) list.resize(1);
-  ConvChoice best = list.front();
+  if (hasty_ || list.size() == 1) return list.front();
+  const auto same_tile = [](const ConvChoice& a, const ConvChoice& b) {
+    return a.tile == b.tile && a.dense == b.dense && a.gathered == b.gathered && a.parts == b.parts;
+  };
+  std::vector<double> times(list.size());
   double least = 1e30;
-  const ScratchSize before = scratch_size_;
-  for (const ConvChoice& c : list) {
-    if (list.size() == 1) break;
-    conv.choose(c);
-    scratch_size_ = before;
-    scratch_size_.include(conv.scratch());
-    // A part of a large convolution says enough.
-    const double share = std::min(1.0, kEnoughMacs * kind.team / (double(conv.multiply_adds()) * kind.images));
-    const int64_t tasks = std::max<int64_t>(1, int64_t(share * double(conv.tasks())));
-    const double took = time_step(team, index, tasks, run, 3) * double(conv.tasks()) / double(tasks);
-    if (took < least) least = took, best = c;
-  }
-  conv.choose(best);
-  scratch_size_ = before;
-  chosen_[signature] = best;
+  size_t best = 0, leader = 0;
+  const auto time = [&](size_t i) {
+    times[i] = time_choice(team, conv, list[i], before, run);
+    if (times[i] < least) least = times[i], best = i;
+  };
+  for (size_t i = 0; i < list.size(); i++)
+    if (i == 0 || !same_tile(list[i], list[i - 1])) time(i);
+  const double near = 1.2 * least;
+  for (size_t i = 0; i < list.size(); i++)
+    if (times[i] > 0)
+      leader = i;
+    else if (times[leader] < near)
+      time(i);
+  return list[best];
 }
 
 void Slice::tune(Team& team, float* arena) {
@@ -156,9 +158,16 @@ void Slice::tune(Team& team, float* arena) {
   const Run run{arena, noise.data(), result.data(), images};
   if (!hasty_) std::fill(arena, arena + arena_floats_, 0.0f);
   for (size_t i = 0; i < steps_.size(); i++) {
-    if (convolutions_[i]) tune_convolution(team, i, *convolutions_[i], run);
+    if (ConvStep* conv = convolutions_[i]) {
+      const std::string signature = conv->signature();
+      auto known = chosen_.find(signature);
+      if (known == chosen_.end()) known = chosen_.emplace(signature, fastest(team, *conv, *steps_[i - 1], run)).first;
+      conv->choose(known->second);
+      conv->settle();
+    }
     scratch_size_.include(steps_[i]->scratch());
-    if (!hasty_) steps_[i]->milliseconds = time_step(team, i, steps_[i]->tasks(), run, 2);
+    const Step* before = i && kind.team > 1 ? steps_[i - 1].get() : nullptr;
+    if (!hasty_) steps_[i]->milliseconds = time_step(team, *steps_[i], steps_[i]->tasks(), before, run);
   }
 }
 

@@ -47,9 +47,10 @@ class Slice {
   const Storage* add_storage(const Shape& shape, const Border& border, int born, int dies);
   void extend_life(const Storage* storage, int dies);
   void place_storages();
-  void run_step(const Step& step, size_t index, int64_t tasks, int worker, const Run& run, const Scratch& scratch);
-  double time_step(Team& team, size_t index, int64_t tasks, const Run& run, int repeats);
-  void tune_convolution(Team& team, size_t index, ConvStep& conv, const Run& run);
+  void run_step(size_t round, const Step& step, int64_t tasks, int worker, const Run& run, const Scratch& scratch);
+  double time_step(Team& team, const Step& step, int64_t tasks, const Step* before, const Run& run);
+  double time_choice(Team& team, ConvStep& conv, const ConvChoice& choice, const Step& before, const Run& run);
+  ConvChoice fastest(Team& team, ConvStep& conv, const Step& before, const Run& run);
   Scratch scratch_of(float* memory) const;
 
   const Program& program_;
@@ -67,7 +68,7 @@ class Slice {
   std::map<std::string, ConvChoice> chosen_;
   ptrdiff_t arena_floats_ = 0;
   ScratchSize scratch_size_;  // the largest that a step needs
-  std::unique_ptr<std::atomic<int64_t>[]> next_task_;
+  Shares shares_;
   Barrier barrier_;
 };
 

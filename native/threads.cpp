@@ -37,6 +37,10 @@ constexpr int kSpins = 4000;  // about 100 microseconds
 
 }  // namespace
 
+void Shares::reset() {
+  for (Counter& counter : taken_) counter.value.store(0, std::memory_order_relaxed);
+}
+
 void Barrier::wait() {
   if (threads_ == 1) return;
   const unsigned round = round_.load(std::memory_order_acquire);

@@ -31,9 +31,16 @@ SparseMatrix::SparseMatrix(const Op& op, int64_t channels) {
   nonzeros_ = int64_t(own_values_.size());
 }
 
-std::vector<float> fold(const Op& op) {
+int64_t count_nonzeros(const Op& op) {
   const Weight& w = op.weight;
-  std::vector<float> full(size_t(w.n * w.k));
+  if (!w.dense) return w.nonzeros;
+  const int64_t dense = w.n * w.k - std::count(w.dense, w.dense + w.n * w.k, 0.0f);
+  return std::min(dense + w.nonzeros, w.n * w.k);
+}
+
+AlignedVector<float> fold(const Op& op) {
+  const Weight& w = op.weight;
+  AlignedVector<float> full(size_t(w.n * w.k));
   if (w.dense) std::copy(w.dense, w.dense + w.n * w.k, full.begin());
   for (int64_t i = 0; i < w.n; i++) {
     float* row = full.data() + i * w.k;
@@ -64,23 +71,19 @@ void pack_rows(const float* matrix, int64_t rows, int64_t pitch, int64_t begin, 
 
 }  // namespace
 
-PackedConv::PackedConv(const Op& op, const SparseMatrix& matrix, const PackRequest& request) {
-  pack_blocks(op, request);
+PackedConv::PackedConv(const Op& op, const SparseMatrix* matrix, const float* folded, const PackRequest& request) {
+  pack_blocks(op, folded, request);
   pack_parts(op, matrix, request);
   // A weight of low rank alone is finished by A, and has nothing to add before.
-  if (!request.dense && (matrix.nonzeros() || !request.dense_finish)) pack_sparse(matrix, request, op.weight.n);
+  if (!request.dense && (matrix->nonzeros() || !request.dense_finish)) pack_sparse(*matrix, request, op.weight.n);
 }
 
-void PackedConv::pack_blocks(const Op& op, const PackRequest& request) {
+void PackedConv::pack_blocks(const Op& op, const float* folded, const PackRequest& request) {
   const Weight& w = op.weight;
   const int64_t k = request.channels * request.taps, rank = request.dense ? 0 : w.rank;
   offsets.resize(size_t(k));
   b.resize(size_t(groups_of(rank) * kRowGroup * k));
-  std::vector<float> full;
-  if (request.dense) {
-    full = fold(op);
-    dense.resize(size_t(groups_of(w.n) * kRowGroup * k));
-  }
+  if (request.dense) dense.resize(size_t(groups_of(w.n) * kRowGroup * k));
   for (int64_t c = 0; c < request.channels; c += request.block_channels) {
     const int64_t c_end = std::min(c + request.block_channels, request.channels);
     const int64_t begin = c * request.taps, end = c_end * request.taps;
@@ -99,7 +102,7 @@ void PackedConv::pack_blocks(const Op& op, const PackRequest& request) {
     }
     if (request.dense) {
       float* to = dense.data() + groups_of(w.n) * kRowGroup * begin;
-      pack_rows(full.data(), w.n, w.k, begin, end, to);
+      pack_rows(folded, w.n, w.k, begin, end, to);
       block.dense = to;
     }
     most_columns = std::max(most_columns, end - begin);
@@ -113,11 +116,11 @@ void PackedConv::pack_blocks(const Op& op, const PackRequest& request) {
 }
 
 // Cuts the output channels into runs of about equal work.
-void PackedConv::pack_parts(const Op& op, const SparseMatrix& matrix, const PackRequest& request) {
+void PackedConv::pack_parts(const Op& op, const SparseMatrix* matrix, const PackRequest& request) {
   const int64_t n = op.weight.n;
   auto work = [&](int64_t row) {
     const int64_t fixed = row * (4 + op.weight.rank);
-    return fixed + (request.dense ? row * op.weight.k : int64_t(matrix.rows[row]));
+    return fixed + (request.dense ? row * op.weight.k : int64_t(matrix->rows[row]));
   };
   int64_t begin = 0;
   for (int p = 1; p <= request.parts && begin < n; p++) {

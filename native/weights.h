@@ -1,7 +1,8 @@
 // The weight of a convolution in the two forms that the kernels start from, and packed for one choice of kernel.
 #pragma once
 
-#include <cstdlib>
+#include <sys/mman.h>
+
 #include <memory>
 #include <new>
 #include <vector>
@@ -11,14 +12,29 @@
 
 namespace splore {
 
+// To a cache line. What is large comes from the system and goes back there, for plans try much that they don't keep; and in
+// large pages, for a kernel reads one place of many channels, each on a page of its own.
 template <class T>
-struct Aligned {  // to a cache line
+struct Aligned {
   using value_type = T;
   Aligned() = default;
   template <class U>
   Aligned(const Aligned<U>&) {}
-  T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t(64))); }
-  void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t(64)); }
+  static constexpr size_t kLarge = size_t(1) << 19;
+  T* allocate(size_t n) {
+    const size_t bytes = n * sizeof(T);
+    if (bytes < kLarge) return static_cast<T*>(::operator new(bytes, std::align_val_t(64)));
+    void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0);
+    if (p == MAP_FAILED) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+    (void)madvise(p, bytes, MADV_HUGEPAGE);
+#endif
+    return static_cast<T*>(p);
+  }
+  void deallocate(T* p, size_t n) {
+    if (n * sizeof(T) < kLarge) return ::operator delete(p, std::align_val_t(64));
+    munmap(p, n * sizeof(T));
+  }
   template <class U>
   bool operator==(const Aligned<U>&) const {
     return true;
@@ -47,8 +63,11 @@ class SparseMatrix {
   int64_t nonzeros_ = 0;
 };
 
+// The entries of that matrix, or a few more, without making it.
+int64_t count_nonzeros(const Op& op);
+
 // All parts added up: (n, k), one group only.
-std::vector<float> fold(const Op& op);
+AlignedVector<float> fold(const Op& op);
 
 // What a kernel choice asks of the packing.
 struct PackRequest {
@@ -72,13 +91,14 @@ struct PackedConv {
   AlignedVector<Entry> entries;
   int64_t most_columns = 0;  // of a block
 
-  PackedConv(const Op& op, const SparseMatrix& matrix, const PackRequest& request);
+  // `matrix` for the sparse stream, `folded` for the dense kernel; the other may be null.
+  PackedConv(const Op& op, const SparseMatrix* matrix, const float* folded, const PackRequest& request);
   PackedConv(const PackedConv&) = delete;
   int64_t bytes() const;
 
  private:
-  void pack_blocks(const Op& op, const PackRequest& request);
-  void pack_parts(const Op& op, const SparseMatrix& matrix, const PackRequest& request);
+  void pack_blocks(const Op& op, const float* folded, const PackRequest& request);
+  void pack_parts(const Op& op, const SparseMatrix* matrix, const PackRequest& request);
   void pack_sparse(const SparseMatrix& matrix, const PackRequest& request, int64_t n);
 };
 

@@ -103,6 +103,19 @@ def test_programs_equal_the_reference(seed, images, threads, isa):
     expect_equal(random_program(seed), images, threads, isa)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_convolution_larger_than_the_caches(isa):
+    expect_equal(conv_program(7, 80, 80, (24, 25), 3, 0.7, 3), 16, isa=isa, kernel="sparse")
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("side", [(9, 70), (30, 31), (15, 8)])
+@pytest.mark.parametrize("stride", [2, 3])
+def test_strided_gathers(isa, side, stride):
+    for kernel in (1, 3, 7):
+        expect_equal(conv_program(8, 5, 9, side, kernel, 0.4, 2, stride), 1, isa=isa, kernel="gathered")
+
+
 def test_a_timed_plan_equals_the_reference(monkeypatch):
     monkeypatch.delenv("SPLORE_PLAN")
     program = conv_program(3, 24, 20, (12, 12), 3, 0.15, 2)

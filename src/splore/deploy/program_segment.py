@@ -1,29 +1,25 @@
-"""One program and what runs it: the native kernels, on its sparse or its folded weights, or the NumPy reference."""
+"""One program and what runs it: the native kernels, or the NumPy reference."""
 
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from splore.deploy import plan_table, reference
-from splore.deploy.program import Conv, Floats, Program, Weight
+from splore.deploy.program import Conv, Floats, Program
 
 TRIES = 7  # timed runs of each choice, one after the other in turns
-DENSE_CANT_WIN = 1 / 8  # of the dense network's multiply-adds: below, the dense weights aren't tried as a whole
 
 
 class ProgramSegment:
-    """Runs a program on batches of any size. The first batch of a kind (1, 2 to 7, 8 and more) decides what runs it."""
+    """Runs a program on batches of any size."""
 
     def __init__(self, program: Program, threads: int) -> None:
         self.program, self.threads = program, threads
         self._native, self._failure = _native(program)
-        self._dense: Any = None  # the native program with folded weights, where it wins for some kind of batch
-        self._choices: dict[int, Choice] = {}
-        self._last: Choice | None = None
+        self._batch = 0  # that ran last
         if self._native is None:
             warnings.warn(
                 f"the native library can't be loaded ({self._failure}); this network runs in NumPy, on dense weights, "
@@ -42,85 +38,32 @@ class ProgramSegment:
         """The plan for the batch that ran last."""
         if self._native is None:
             return plan_table.of_program(self.program, f"NumPy reference: {self._failure}", [])
-        if self._last is None:
+        if not self._batch:
             return plan_table.of_program(self.program, "not planned yet: run a batch first", [])
-        winner = self._dense if self._last.dense_wins else self._native
-        heading = f"{winner.isa}, {self.threads} threads, batch {self._last.batch}: {self._last.verdict}"
-        return plan_table.of_program(winner.program, heading, winner.table())
+        steps = self.steps()
+        heading = f"{self._native.isa}, {self.threads} threads, batch {self._batch}: {verdict(self.program, steps)}"
+        return plan_table.of_program(self.program, heading, steps)
 
     def steps(self) -> list[dict]:
-        """The steps of the native program that ran last; none before the first run, and none of the reference."""
-        if self._last is None:
-            return []
-        return (self._dense if self._last.dense_wins else self._native).table()
+        """The steps of the native program for the batch that ran last; none before, and none of the reference."""
+        return self._native.table() if self._batch else []
 
     def _run(self, x: Floats) -> Floats:
         if len(x) == 0:
             return np.zeros((0, *self.program.output), np.float32)
-        kind = 1 if len(x) == 1 else 2 if len(x) < 8 else 8
-        if kind not in self._choices:
-            self._choices[kind] = self._choose(x)
-        self._last = self._choices[kind]
-        return (self._dense if self._last.dense_wins else self._native).run(x)
-
-    def _choose(self, x: Floats) -> "Choice":
-        """Plans the program for this batch, and times it as a whole against the one with folded weights."""
-        self._native.plan(len(x), self.threads)
-        folded = fold_dense(self.program)
-        if self.program.multiply_adds <= DENSE_CANT_WIN * folded.multiply_adds or is_dense(self.program):
-            return Choice(len(x))
-        dense = self._dense or _native(folded)[0]
-        dense.plan(len(x), self.threads)
-        ours, theirs = fastest_ms(lambda: self._native.run(x), lambda: dense.run(x))
-        choice = Choice(len(x), ours, theirs)
-        if choice.dense_wins:
-            self._dense = dense
-        return choice
+        if len(x) != self._batch:
+            self._native.plan(len(x), self.threads)
+            self._batch = len(x)
+        return self._native.run(x)
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What the timing for one batch gave: ms with the compressed and with the folded weights, where both were timed."""
-
-    batch: int
-    compressed_ms: float | None = None
-    dense_ms: float | None = None
-
-    @property
-    def dense_wins(self) -> bool:
-        if self.dense_ms is None or self.compressed_ms is None:
-            return False
-        return self.dense_ms < 0.98 * self.compressed_ms
-
-    @property
-    def verdict(self) -> str:
-        if self.dense_ms is None:
-            return "runs the weights as they are"
-        winner = "dense, because nothing else was faster" if self.dense_wins else "compressed"
-        return f"runs {winner} (compressed {self.compressed_ms:.3g} ms, dense {self.dense_ms:.3g} ms)"
-
-
-def fold_dense(program: Program) -> Program:
-    """The program with every weight as one dense matrix: W = dense + A·B + S."""
-    return replace(
-        program,
-        ops=tuple(
-            replace(op, weight=Weight(dense=reference.compose(op.weight, columns(program, op))))
-            if isinstance(op, Conv) and op.weight.dense is None
-            else op
-            for op in program.ops
-        ),
-    )
-
-
-def is_dense(program: Program) -> bool:
-    """Whether no weight has a low-rank or a sparse part."""
-    return all(op.weight.A is None and op.weight.values is None for op in program.ops if isinstance(op, Conv))
-
-
-def columns(program: Program, conv: Conv) -> int:
-    """k, the columns of the weight matrix of a convolution of the program."""
-    return program.shapes[conv.inputs[0]][0] // conv.groups * conv.kernel[0] * conv.kernel[1]
+def verdict(program: Program, steps: Iterable[Mapping[str, Any]]) -> str:
+    """On which weights the program's convolutions run."""
+    ops = {i for i, op in enumerate(program.ops) if isinstance(op, Conv) and op.weight.dense is None}
+    dense = sum(step["op"] in ops and step["kernel"].startswith("dense") for step in steps)
+    if not dense:
+        return "runs the weights as they are"
+    return f"runs the weights as they are, but {dense} of {len(ops)} as dense ones, which were faster"
 
 
 def fastest_ms(*runs: Callable[[], object]) -> tuple[float, ...]:
