@@ -47,7 +47,7 @@ bench: setup  ## compare the engine and a training step with other runtimes, int
 fuzz: setup  ## run 100,000 mutated program files through the engine under AddressSanitizer and UBSan
 	$(BIN)/python -m pip install --quiet "cmake>=3.18"
 	$(BIN)/cmake -S . -B build/sanitize -DSPLORE_SANITIZE=ON && $(BIN)/cmake --build build/sanitize -j
-	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" ASAN_OPTIONS=detect_leaks=0 \
 	  SPLORE_PLAN=fast SPLORE_LIBRARY=build/sanitize/libsplore.so $(BIN)/python tests/fuzz_program.py --files 100000
 
 wheel: setup  ## build the wheel for all Pythons, which needs no compiler where it is installed, into dist/

@@ -9,7 +9,6 @@ median of `--repeats` such turns.
 
 import argparse
 import gc
-import json
 import sys
 import tempfile
 import time
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from memory import peak_mib
 from networks import Structure, images, network
+from rows import add_row
 from runtimes import PEERS, Run, export, missing, quiet, versions
 
 from splore.deploy.capture import densified
@@ -42,7 +42,7 @@ def main() -> int:
     for batch in options.batch:
         row = measure(model, options, batch, peers) | {"kept": round(kept, 5)}
         if options.json:
-            add_row(Path(options.json), row)
+            add_row(options.json, row, ("net", "kept", "rank", "batch", "threads", "size"))
     return 0
 
 
@@ -60,9 +60,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS), help="what to compare with")
     parser.add_argument("--layers", action="store_true", help="print the plan, and the share of the peak of each layer")
     parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
-    parser.add_argument(
-        "--json", help="file of rows to add to; a row of the same net, kept, batch and threads is replaced"
-    )
+    parser.add_argument("--json", type=Path, help="file of rows to add to; a row of the same measurement is replaced")
     return parser.parse_args()
 
 
@@ -97,8 +95,7 @@ def measure(model: torch.nn.Module, options: argparse.Namespace, batch: int, pee
         "size": x.shape[-1], "engine_ms": ours, "peers": others,
         "speedup": round(min(others.values()) / ours, 3) if others else None, "max_error": errors["engine"],
         "spread": {name: [round(min(ms), 4), round(max(ms), 4)] for name, ms in times.items()},
-        "n": options.repeats, "verdict": engine.summary().splitlines()[0],
-        **provenance(), "packages": versions(),
+        "n": options.repeats, "verdict": engine.summary().splitlines()[0], "packages": versions(),
     }  # fmt: skip
     if not options.no_memory:
         row["peak_mib"] = peaks(engine, dense, x, options.threads, peers)
@@ -149,7 +146,7 @@ def peaks(engine: Engine, dense: torch.nn.Module, x: torch.Tensor, threads: int,
 
 
 def report(row: dict, engine: Engine, options: argparse.Namespace) -> None:
-    print(f"\nbatch {row['batch']}, {row['n']} repeats, {row['hardware']['cpu']}")
+    print(f"\nbatch {row['batch']}, {row['n']} repeats, {provenance()['hardware']['cpu']}")
     for name, ms in sorted({"engine": row["engine_ms"], **row["peers"]}.items(), key=lambda item: item[1]):
         low, high = row["spread"][name]
         memory = f"  {row['peak_mib'][name]:8.1f} MiB" if name in row.get("peak_mib", {}) else ""
@@ -174,17 +171,6 @@ def peak_gmacs(threads: int) -> float:
         a @ a
         best = min(best, time.perf_counter() - start)
     return 2048**3 / best / 1e9
-
-
-def add_row(path: Path, row: dict) -> None:
-    """Adds a row to a JSON file, in the place of one of the same measurement."""
-
-    def key(row: dict) -> tuple:
-        return tuple(row[name] for name in ("net", "kept", "rank", "batch", "threads", "size"))
-
-    old = json.loads(path.read_text()) if path.exists() else []
-    new = {key(row): row for row in [*old, row]}
-    path.write_text(json.dumps(list(new.values()), indent=1) + "\n")
 
 
 if __name__ == "__main__":
