@@ -26,16 +26,17 @@ std::vector<TileShape> ConvStep::shapes() const {
   for (const TileShape& s : kTiles) {
     double outputs;
     if (layout_.pixels) {
-      if (s.rows > 1 || s.columns > out->vectors) continue;
-      int64_t tiles = (out->vectors + s.columns - 1) / s.columns;
+      if (s.rows > 1 || s.columns > map_.vectors) continue;
+      int64_t tiles = (map_.vectors + s.columns - 1) / s.columns;
       if (tiles >= team_) tiles = (tiles + team_ - 1) / team_ * team_;  // some threads have a tile more than others
-      outputs = double(tiles * s.columns) / double(out->vectors);
+      outputs = double(tiles * s.columns) / double(map_.vectors);
     } else {
-      if (s.rows > out->shape.h || s.columns > out->shape.w || vectors_only(s.rows, s.columns)) continue;
+      if (s.rows > map_.shape.h || s.columns > map_.shape.w || vectors_only(s.rows, s.columns)) continue;
+      if (pooled_ && (s.rows % 2 || s.columns % 2)) continue;
       // Over its own residual, no output may be computed twice.
-      if (residual_ == out && (out->shape.h % s.rows || out->shape.w % s.columns)) continue;
-      outputs = double((out->shape.h + s.rows - 1) / s.rows * s.rows) / double(out->shape.h) *
-                double((out->shape.w + s.columns - 1) / s.columns * s.columns) / double(out->shape.w);
+      if (residual_ == &map_ && (map_.shape.h % s.rows || map_.shape.w % s.columns)) continue;
+      outputs = double((map_.shape.h + s.rows - 1) / s.rows * s.rows) / double(map_.shape.h) *
+                double((map_.shape.w + s.columns - 1) / s.columns * s.columns) / double(map_.shape.w);
     }
     // A small tile reads its weights for too few outputs: count them as some more.
     outputs *= 1 + 1.2 / (s.rows * s.columns);
@@ -73,8 +74,8 @@ std::vector<ConvChoice> ConvStep::candidates() const {
       ConvChoice c;
       c.gathered = gathered;
       while (kTiles[c.tile].rows != s.rows || kTiles[c.tile].columns != s.columns) c.tile++;
-      const int64_t down = layout_.pixels ? 1 : (out->shape.h + s.rows - 1) / s.rows;
-      const int64_t across = ((layout_.pixels ? out->vectors : out->shape.w) + s.columns - 1) / s.columns, tiles = down * across;
+      const int64_t down = layout_.pixels ? 1 : (map_.shape.h + s.rows - 1) / s.rows;
+      const int64_t across = ((layout_.pixels ? map_.vectors : map_.shape.w) + s.columns - 1) / s.columns, tiles = down * across;
       // Few tiles are cut further, into output channels: what comes before S x is then done more than once.
       for (c.parts = 1; c.parts <= team_; c.parts += std::max(1, team_ - 1))
         if (c.parts == 1 ? tiles >= team_ : tiles < 4 * team_) add_blocks(c, list);
@@ -129,9 +130,9 @@ std::string ConvStep::signature() const {
   const double elements = double(op_.weight.n * in_.shape.c * w.taps());
   const int64_t density = std::lround(40.0 * double(nonzeros_) / elements);
   std::string text;
-  for (int64_t x : {in_.shape.c, in_.shape.h, in_.shape.w, out->shape.c, w.kernel_h, w.kernel_w, w.stride_h, w.stride_w,
+  for (int64_t x : {in_.shape.c, in_.shape.h, in_.shape.w, map_.shape.c, w.kernel_h, w.kernel_w, w.stride_h, w.stride_w,
                     w.dilation_h, w.dilation_w, w.top, w.left, op_.groups, op_.weight.rank, density,
-                    int64_t(residual_ != nullptr), int64_t(second != nullptr), int64_t(in_.plane), int64_t(out->plane)})
+                    int64_t(residual_ != nullptr), int64_t(second != nullptr), int64_t(pooled_), int64_t(in_.plane), int64_t(map_.plane)})
     text += std::to_string(x) + ",";
   return text;
 }

@@ -17,10 +17,12 @@ int32_t checked(ptrdiff_t offset) {
 }  // namespace
 
 ConvStep::ConvStep(int index, const Op& op, const Values& values, const Layout& layout, const Kernels& kernels, int team)
-    : Step(index, &values.out),
+    : Step(index, values.pooled ? values.pooled : &values.out),
       op_(op),
       in_(values.in),
+      map_(values.out),
       residual_(values.residual),
+      pooled_(values.pooled != nullptr),
       layout_(layout),
       kernels_(kernels),
       team_(team),
@@ -34,7 +36,7 @@ void ConvStep::write_second(const Storage& storage, const float* scale, const fl
 bool ConvStep::readable_in_place() const {
   const Window& w = op_.window;
   if (!layout_.pixels) return w.stride_h >= 1 && w.stride_w <= 2;
-  const bool same_map = w.stride_h == 1 && w.stride_w == 1 && in_.shape.h == out->shape.h && in_.shape.w == out->shape.w;
+  const bool same_map = w.stride_h == 1 && w.stride_w == 1 && in_.shape.h == map_.shape.h && in_.shape.w == map_.shape.w;
   return same_map && (layout_.bordered(in_.shape) || w.taps() == 1);
 }
 
@@ -74,9 +76,10 @@ void ConvStep::choose(const ConvChoice& choice) {
   args_.taps = int32_t(w.taps());
   args_.x_row = w.stride_h * in_.row;
   args_.fetch_input = !choice.gathered && in_.size() > kStays;
-  args_.fetch_output = out->size() > kStays;
+  args_.fetch_output = !pooled_ && map_.size() > kStays;
   args_.fetch_entries = packed_->entries.size() > kLongStream;
-  args_.out_row = out->row, args_.out_plane = out->plane;
+  args_.out_row = pooled_ ? shape.columns * layout_.lanes : map_.row;
+  args_.out_plane = pooled_ ? tile_floats : map_.plane;
   if (second) {
     args_.second_scale = second_scale_, args_.second_shift = second_shift_;
     args_.second_row = second->row, args_.second_plane = second->plane;
@@ -84,10 +87,10 @@ void ConvStep::choose(const ConvChoice& choice) {
   if (residual_) args_.residual_row = residual_->row, args_.residual_plane = residual_->plane;
   if (layout_.pixels) {
     tiles_down_ = 1;
-    tiles_across_ = (out->vectors + shape.columns - 1) / shape.columns;
+    tiles_across_ = (map_.vectors + shape.columns - 1) / shape.columns;
   } else {
-    tiles_down_ = (out->shape.h + shape.rows - 1) / shape.rows;
-    tiles_across_ = (out->shape.w + shape.columns - 1) / shape.columns;
+    tiles_down_ = (map_.shape.h + shape.rows - 1) / shape.rows;
+    tiles_across_ = (map_.shape.w + shape.columns - 1) / shape.columns;
   }
   if (choice.gathered) {
     prepare_gather();
@@ -115,24 +118,24 @@ void ConvStep::prepare_gather() {
     gather_.taps = gather_taps_.data();
     return;
   }
-  gather_.vectors = out->vectors;
-  const size_t floats = size_t(out->vectors) * size_t(lanes);
+  gather_.vectors = map_.vectors;
+  const size_t floats = size_t(map_.vectors) * size_t(lanes);
   gather_index_.assign(size_t(w.taps()) * floats, -1);
   size_t tap = 0;
   for (int64_t i = 0; i < w.kernel_h; i++)
     for (int64_t j = 0; j < w.kernel_w; j++, tap++)
       for (int image = 0; image < layout_.images; image++)
-        for (int64_t y = 0; y < out->shape.h; y++) {
+        for (int64_t y = 0; y < map_.shape.h; y++) {
           const int64_t from_y = y * w.stride_h + i * w.dilation_h - w.top;
           if (from_y < 0 || from_y >= in_.shape.h) continue;
-          for (int64_t x = 0; x < out->shape.w; x++) {
+          for (int64_t x = 0; x < map_.shape.w; x++) {
             const int64_t from_x = x * w.stride_w + j * w.dilation_w - w.left;
             if (from_x < 0 || from_x >= in_.shape.w) continue;
-            gather_index_[tap * floats + size_t(image * out->image + y * out->row + x)] =
+            gather_index_[tap * floats + size_t(image * map_.image + y * map_.row + x)] =
                 checked(in_.first + image * in_.image + from_y * in_.row + from_x);
           }
         }
-  gather_vectors_.assign(size_t(w.taps()) * size_t(out->vectors), {kScattered, 0});
+  gather_vectors_.assign(size_t(w.taps()) * size_t(map_.vectors), {kScattered, 0});
   for (size_t v = 0; v < gather_vectors_.size(); v++) {
     const int32_t* index = gather_index_.data() + v * size_t(lanes);
     // A run is known by its first place less the lanes before it.
@@ -155,9 +158,9 @@ void ConvStep::prepare_gather() {
 // The last tile of a row reaches back over the one before: it computes some outputs again rather than too many.
 ConvStep::Place ConvStep::place(int64_t index) const {
   const TileShape shape = kTiles[choice_.tile];
-  if (layout_.pixels) return {0, std::max<int64_t>(0, std::min<int64_t>(index * shape.columns, out->vectors - shape.columns))};
-  return {std::min<int64_t>(index / tiles_across_ * shape.rows, out->shape.h - shape.rows),
-          std::min<int64_t>(index % tiles_across_ * shape.columns, out->shape.w - shape.columns)};
+  if (layout_.pixels) return {0, std::max<int64_t>(0, std::min<int64_t>(index * shape.columns, map_.vectors - shape.columns))};
+  return {std::min<int64_t>(index / tiles_across_ * shape.rows, map_.shape.h - shape.rows),
+          std::min<int64_t>(index % tiles_across_ * shape.columns, map_.shape.w - shape.columns)};
 }
 
 const float* ConvStep::corner(const Place& at, const float* arena) const {
@@ -175,16 +178,34 @@ void ConvStep::run(int64_t task, const Run& run, const Scratch& scratch) const {
   ptrdiff_t out_at = at.x * layout_.lanes, residual_at = out_at, second_at = out_at;
   if (layout_.pixels) {
     tile.vector = at.x;
-    tile.mask = out->mask + out_at;
+    tile.mask = map_.mask + out_at;
   } else {
-    out_at += at.y * out->row;
+    out_at += at.y * map_.row;
     if (second) second_at += at.y * second->row;
     if (residual_) residual_at += at.y * residual_->row;
   }
-  tile.out = out->pixels(run.arena) + out_at;
+  tile.out = pooled_ ? scratch.outputs : map_.pixels(run.arena) + out_at;
   if (second) tile.second = second->pixels(run.arena) + second_at;
   if (residual_) tile.residual = residual_->pixels(run.arena) + residual_at;
   kernel_(args_, part, tile, scratch);
+  if (pooled_) pool_tile(part, at, scratch.outputs, run.arena);
+}
+
+// The maxima of the 2 x 2 windows of a tile.
+void ConvStep::pool_tile(const ConvPart& part, const Place& at, const float* tile, float* arena) const {
+  const TileShape shape = kTiles[choice_.tile];
+  PoolArgs args{};
+  args.max = 1;
+  args.row = args_.out_row, args.step = 2 * layout_.lanes;
+  args.kernel_h = args.kernel_w = 2;
+  args.outputs = shape.columns / 2;
+  float* to = out->pixels(arena) + at.y / 2 * out->row + at.x / 2 * out->column;
+  for (int64_t c = part.begin; c < part.end; c++)
+    for (int64_t r = 0; r < shape.rows; r += 2) {
+      args.x = tile + c * args_.out_plane + r * args_.out_row;
+      args.out = to + c * out->plane + r / 2 * out->row;
+      kernels_.pool(args);
+    }
 }
 
 ScratchSize ConvStep::scratch() const {
@@ -194,11 +215,12 @@ ScratchSize ConvStep::scratch() const {
   if (choice_.gathered) size.gathered = packed_->most_columns * tile;
   if (args_.block_count > 1 || args_.a_packed) size.partial = (op_.weight.n + kRowGroup - 1) / kRowGroup * kRowGroup * tile;
   size.t = args_.rank * tile;
+  if (pooled_) size.outputs = op_.weight.n * tile;
   return size;
 }
 
 int64_t ConvStep::multiply_adds() const {
-  const int64_t pixels = out->shape.h * out->shape.w;
+  const int64_t pixels = map_.shape.h * map_.shape.w;
   const Weight& w = op_.weight;
   if (choice_.dense) return w.n * w.k * pixels;
   return (nonzeros_ + w.rank * (w.n + w.k)) * pixels;

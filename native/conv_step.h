@@ -25,6 +25,7 @@ class ConvStep : public Step {
     const Storage& in;
     const Storage& out;
     const Storage* residual;
+    const Storage* pooled;  // the maxima of 2 x 2 windows of `out` go there, and `out` nowhere; or null
   };
   // Writes relu(scale y + shift) to `storage` too: the input of a convolution that wants it so.
   void write_second(const Storage& storage, const float* scale, const float* shift);
@@ -45,7 +46,7 @@ class ConvStep : public Step {
   int64_t tasks() const override { return tiles_down_ * tiles_across_ * int64_t(packed_->parts.size()); }
   void run(int64_t task, const Run& run, const Scratch& scratch) const override;
   ScratchSize scratch() const override;
-  std::string kernel() const override { return describe(choice_); }
+  std::string kernel() const override { return describe(choice_) + (pooled_ ? ", pooled" : ""); }
   int64_t multiply_adds() const override;
   int64_t packed_bytes() const override { return packed_ ? packed_->bytes() : 0; }
 
@@ -62,10 +63,13 @@ class ConvStep : public Step {
   void add_blocks(ConvChoice c, std::vector<ConvChoice>& list) const;
   int64_t block_for(TileShape shape, int64_t bytes) const;
   void prepare_gather();
+  void pool_tile(const ConvPart& part, const Place& at, const float* tile, float* arena) const;
 
   const Op& op_;
   const Storage& in_;
+  const Storage& map_;  // of the outputs
   const Storage* const residual_;
+  const bool pooled_;
   const Layout& layout_;
   const Kernels& kernels_;
   const int team_;

@@ -94,6 +94,7 @@ struct Scratch {
   float* gathered;  // [columns][tile]
   float* partial;   // [n, in whole row groups][tile]: sums between two blocks of input channels
   float* t;         // [rank][tile]: B x
+  float* outputs;   // [n][tile], where they are pooled before they are stored
 };
 
 typedef void (*ConvKernel)(const ConvArgs&, const ConvPart&, const ConvTile&, const Scratch&);

@@ -22,6 +22,13 @@ bool keeps_map(const Op& op, const Shape& in, const Shape& out) {
 // over its residual.
 bool has_even_tiles(const Shape& shape) { return shape.w % 4 == 0 || shape.w % 7 == 0; }
 
+// A pool that a convolution can do for its tiles.
+bool halves(const Op& op, const Shape& in) {
+  const Window& w = op.window;
+  return op.kind == SPLORE_MAX_POOL && w.kernel_h == 2 && w.kernel_w == 2 && w.stride_h == 2 && w.stride_w == 2 &&
+         !w.top && !w.left && !w.bottom && !w.right && in.h % 2 == 0 && in.w % 2 == 0;
+}
+
 bool same(const Border& a, const Border& b) {
   return a.top == b.top && a.left == b.left && a.bottom == b.bottom && a.right == b.right;
 }
@@ -47,6 +54,16 @@ void Slice::lower() {
   // A convolution writes what one later convolution wants done to it beside its own output.
   std::vector<int> beside(ops.size(), -1);      // by the writer
   std::vector<bool> is_beside(ops.size(), false);  // by the reader
+  // And in place of its own output, what a pool makes of it that nobody else reads.
+  std::vector<int> readers(shapes.size(), 0), pool_of(ops.size(), -1);
+  std::vector<const Storage*> pooled(ops.size());  // by the pool
+  for (size_t i = 0; i < ops.size(); i++)
+    for (int value : ops[i].inputs) readers[size_t(value)]++;
+  for (size_t i = 0; i < ops.size(); i++) {
+    const size_t x = size_t(ops[i].inputs[0]);
+    if (!layout_.pixels && x && ops[x - 1].kind == SPLORE_CONV && readers[x] == 1 && halves(ops[i], shapes[x]))
+      pool_of[x - 1] = int(i);
+  }
   int step = 0;
   for (size_t i = 0; i < ops.size(); i++) {
     const bool pre = ops[i].kind == SPLORE_CONV && ops[i].scale;
@@ -86,6 +103,10 @@ void Slice::lower() {
     const Storage* x = values[size_t(op.inputs[0])];
     const Storage* second = op.inputs.size() > 1 ? values[size_t(op.inputs[1])] : nullptr;
     const bool concat = op.kind == SPLORE_CONCAT;
+    if (pooled[i]) {
+      values.push_back(pooled[i]);
+      continue;
+    }
     const int born = concat ? step_of[i] - int(op.inputs.size()) + 1 : step_of[i];
     if (is_beside[i]) {
       x = ready_for[i];
@@ -96,14 +117,22 @@ void Slice::lower() {
     }
     // A residual that nobody reads later gives its place to the sum: less memory, and less traffic to it.
     const size_t r = size_t(op.inputs.back());
-    const bool over = !layout_.pixels && op.kind == SPLORE_CONV && second && op.inputs[0] != op.inputs[1] &&
+    const bool over = !layout_.pixels && pool_of[i] < 0 && op.kind == SPLORE_CONV && second && op.inputs[0] != op.inputs[1] &&
                       dies[r] == step_of[i] && same(borders[r], borders[i + 1]) && has_even_tiles(shapes[i + 1]);
-    const Storage* out = over ? second : add_storage(shapes[i + 1], borders[i + 1], born, dies[i + 1]);
+    const Storage* out = over ? second : nullptr;
+    if (pool_of[i] >= 0) {
+      const size_t pool = size_t(pool_of[i]);
+      pooled[pool] = add_storage(shapes[pool + 1], borders[pool + 1], born, dies[pool + 1]);
+      maps_.push_back(std::make_unique<Storage>(layout_.storage(shapes[i + 1], borders[i + 1])));
+      out = maps_.back().get();
+    }
+    if (!out) out = add_storage(shapes[i + 1], borders[i + 1], born, dies[i + 1]);
     if (over) extend_life(out, dies[i + 1]);
     values.push_back(out);
     switch (op.kind) {
       case SPLORE_CONV: {
-        auto conv = std::make_unique<ConvStep>(index, op, ConvStep::Values{*x, *out, second}, layout_, kernels_, kind.team);
+        const Storage* goal = pool_of[i] >= 0 ? pooled[size_t(pool_of[i])] : nullptr;
+        auto conv = std::make_unique<ConvStep>(index, op, ConvStep::Values{*x, *out, second, goal}, layout_, kernels_, kind.team);
         ConvStep* same = conv.get();
         if (beside[i] >= 0) {
           const size_t reader = size_t(beside[i]);

@@ -10,6 +10,7 @@ void ScratchSize::include(const ScratchSize& other) {
   gathered = std::max(gathered, other.gathered);
   partial = std::max(partial, other.partial);
   t = std::max(t, other.t);
+  outputs = std::max(outputs, other.outputs);
 }
 
 namespace {

@@ -59,11 +59,13 @@ void Slice::begin() { shares_.reset(); }
 
 Scratch Slice::scratch_of(float* memory) const {
   float* partial = memory + round_up(scratch_size_.gathered);
-  return {memory, partial, partial + round_up(scratch_size_.partial)};
+  float* t = partial + round_up(scratch_size_.partial);
+  return {memory, partial, t, t + round_up(scratch_size_.t)};
 }
 
 ptrdiff_t Slice::scratch_floats() const {
-  return round_up(scratch_size_.gathered) + round_up(scratch_size_.partial) + round_up(scratch_size_.t) + 16;
+  const ScratchSize& size = scratch_size_;
+  return round_up(size.gathered) + round_up(size.partial) + round_up(size.t) + round_up(size.outputs) + 16;
 }
 
 int64_t Slice::packed_bytes() const {

@@ -63,6 +63,7 @@ class Slice {
     int born, dies;  // steps
   };
   std::vector<Live> storages_;
+  std::vector<std::unique_ptr<Storage>> maps_;  // of convolutions whose outputs are pooled before they are stored: nowhere
   std::vector<std::unique_ptr<Step>> steps_;
   std::vector<ConvStep*> convolutions_;  // of each step, or null
   std::map<std::string, ConvChoice> chosen_;

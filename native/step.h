@@ -19,9 +19,9 @@ struct Run {
 };
 
 struct ScratchSize {  // floats
-  ptrdiff_t gathered = 0, partial = 0, t = 0;
+  ptrdiff_t gathered = 0, partial = 0, t = 0, outputs = 0;
   void include(const ScratchSize& other);
-  ptrdiff_t total() const { return gathered + partial + t; }
+  ptrdiff_t total() const { return gathered + partial + t + outputs; }
 };
 
 class Step {

@@ -11,7 +11,7 @@ from programs import floats, random_program, random_sparse
 
 from splore.deploy import native, reference
 from splore.deploy.native import NativeError, NativeProgram
-from splore.deploy.program import Act, Conv, Program, Scale, Weight
+from splore.deploy.program import Act, Conv, Pool, Program, Scale, Weight
 
 
 def available() -> list[str]:
@@ -114,6 +114,32 @@ def test_a_convolution_larger_than_the_caches(isa):
 def test_strided_gathers(isa, side, stride):
     for kernel in (1, 3, 7):
         expect_equal(conv_program(8, 5, 9, side, kernel, 0.4, 2, stride), 1, isa=isa, kernel="gathered")
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kernel", ["sparse", "dense", "2x2", "2x4", "2x8", "4x4", "block 8 ", "gathered"])
+@pytest.mark.parametrize("side, stride", [((8, 12), 1), ((2, 2), 1), ((20, 12), 2), ((18, 24), 3)])
+def test_a_convolution_pools_its_own_tiles(isa, kernel, side, stride):
+    rng = np.random.default_rng(5)
+    program = conv_program(4, 20, 13, side, 3, 0.2, 3, stride)
+    convs = program.ops[:2]
+    add = Conv("add", (2, 2), Weight(dense=floats(rng, 13, 13), **random_sparse(rng, 13, 13, 0.3)), floats(rng, 13))
+    again = Conv("again", (2,), add.weight, add.bias)  # reads the map too: it must be there
+    for ops, pooled in (((*convs, halved(2)), 1), ((*convs, add, halved(3)), 1), ((*convs, halved(2), again), 0)):
+        for images, threads in ((16, 1), (18, 2), (37, 2)):
+            expect_equal(Program(program.input, ops), images, threads, isa, kernel)
+        steps = planned(Program(program.input, ops), isa)
+        assert sum("pooled" in step["kernel"] for step in steps) == pooled
+
+
+def halved(x: int) -> Pool:
+    return Pool("halved", (x,), "max", (2, 2), (2, 2))
+
+
+def planned(program: Program, isa: str) -> list[dict]:
+    engine = NativeProgram(program, isa)
+    engine.plan(16, 1)
+    return engine.table()
 
 
 def test_a_timed_plan_equals_the_reference(monkeypatch):
