@@ -194,18 +194,12 @@ void ConvStep::run(int64_t task, const Run& run, const Scratch& scratch) const {
 // The maxima of the 2 x 2 windows of a tile.
 void ConvStep::pool_tile(const ConvPart& part, const Place& at, const float* tile, float* arena) const {
   const TileShape shape = kTiles[choice_.tile];
-  PoolArgs args{};
-  args.max = 1;
-  args.row = args_.out_row, args.step = 2 * layout_.lanes;
-  args.kernel_h = args.kernel_w = 2;
-  args.outputs = shape.columns / 2;
-  float* to = out->pixels(arena) + at.y / 2 * out->row + at.x / 2 * out->column;
-  for (int64_t c = part.begin; c < part.end; c++)
-    for (int64_t r = 0; r < shape.rows; r += 2) {
-      args.x = tile + c * args_.out_plane + r * args_.out_row;
-      args.out = to + c * out->plane + r / 2 * out->row;
-      kernels_.pool(args);
-    }
+  HalveArgs args{};
+  args.channels = part.end - part.begin, args.rows = shape.rows / 2, args.columns = shape.columns / 2;
+  args.x = tile + part.begin * args_.out_plane, args.plane = args_.out_plane, args.row = args_.out_row;
+  args.out = out->pixels(arena) + part.begin * out->plane + at.y / 2 * out->row + at.x / 2 * out->column;
+  args.out_plane = out->plane, args.out_row = out->row;
+  kernels_.halve(args);
 }
 
 ScratchSize ConvStep::scratch() const {

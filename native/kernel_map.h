@@ -49,6 +49,16 @@ void pool(const PoolArgs& args) {
   }
 }
 
+void halve(const HalveArgs& args) {
+  for (int64_t c = 0; c < args.channels; c++)
+    for (int64_t r = 0; r < args.rows; r++) {
+      const float* x = args.x + c * args.plane + 2 * r * args.row;
+      float* out = args.out + c * args.out_plane + r * args.out_row;
+      for (int64_t o = 0; o < args.columns; o++, x += 2 * L)
+        store(out + o * L, larger(larger(load(x), load(x + L)), larger(load(x + args.row), load(x + args.row + L))));
+    }
+}
+
 // The maximum (a NaN stays one) or the sum of windows of `kernel` neighbours, STRIDE apart; 0 takes the stride at run time.
 template <bool MAX, int STRIDE>
 SPLORE_INLINE void slide(const PoolRowArgs& args) {

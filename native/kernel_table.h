@@ -16,6 +16,7 @@ const Kernels* SPLORE_TABLE() {
                                 },
                                 map,
                                 pool,
+                                halve,
                                 pool_row,
                                 interleave,
                                 deinterleave};

@@ -145,6 +145,15 @@ struct PoolArgs {
   float scale;
 };
 
+// The maxima of 2 x 2 windows of a tile, of all channels, in the images layout.
+struct HalveArgs {
+  int64_t channels, rows, columns;  // of the results
+  const float* x;
+  ptrdiff_t plane, row;
+  float* out;
+  ptrdiff_t out_plane, out_row;
+};
+
 // One row of outputs of a pool in the pixels layout: the window's rows are joined into a line first.
 struct PoolRowArgs {
   int32_t max;
@@ -165,6 +174,7 @@ struct Kernels {
   ConvKernel conv[kTileCount][2];  // [tile][stride - 1]; a tile of vectors only has no stride
   void (*map)(const MapArgs&);
   void (*pool)(const PoolArgs&);
+  void (*halve)(const HalveArgs&);
   void (*pool_row)(const PoolRowArgs&);
   // [images][pixels] with a pitch between images <-> [pixels][lanes]; lanes beyond `images` become 0.
   void (*interleave)(const float* x, ptrdiff_t pitch, int images, float* out, ptrdiff_t pixels);
