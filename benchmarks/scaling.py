@@ -78,7 +78,7 @@ def print_devices(recipe: Recipe, params: int, ratio: float, images_per_core: fl
         hours = epochs * IMAGES / speed / 3600
         print(
             f"| {gpus} | {dense:,} | {speed:,.0f} | {1e3 * BATCH * gpus / speed:.0f} ms | {1e3 * ring:.1f} ms "
-            f"| {cores:.0f} | {hours:.1f} | {hours * gpus:.0f} |"
+            f"| {cores:.0f} | {hours:.2f} | {hours * gpus:.1f} |"
         )
 
 
