@@ -88,10 +88,13 @@ def draw(found: dict, path: Path) -> None:
             label = f"{'dense in torch' if name == 'torch' else name}, {threads} thread{'s' * (threads > 1)}"
             right.plot([row["batch"] for row in rows], rate, style, color=f"C{threads - 1}", label=label)
     right.set(xlabel="batch", ylabel="images a second", xscale="log", yscale="log")
-    for axes in (left, right):
+    for axes, ticks in ((left, [100 * density for density in DENSITIES]), (right, BATCHES)):
+        ticks = [tick for tick in ticks if round(tick) not in (15, 17, 50)]
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
+        axes.set_xticks([], minor=True)
         axes.legend(frameon=False)
         axes.grid(alpha=0.2)
-    figure.suptitle(f"{found['net']} with rank {found['rank']:g}, {found['hardware']['cpu'].split('(')[0].strip()}")
+    figure.suptitle(f"{found['net']} with rank {found['rank']:g}, {found['hardware']['cpu']}")
     figure.tight_layout()
     figure.savefig(path)
 
