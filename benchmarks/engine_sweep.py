@@ -89,7 +89,7 @@ def draw(found: dict, path: Path) -> None:
             right.plot([row["batch"] for row in rows], rate, style, color=f"C{threads - 1}", label=label)
     right.set(xlabel="batch", ylabel="images a second", xscale="log", yscale="log")
     for axes, ticks in ((left, [100 * density for density in DENSITIES]), (right, BATCHES)):
-        ticks = [tick for tick in ticks if round(tick) not in (15, 17, 50)]
+        ticks = [tick for tick in ticks if round(tick) not in (15, 17, 50)]  # too near to another for a label
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
         axes.set_xticks([], minor=True)
         axes.legend(frameon=False)

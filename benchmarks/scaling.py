@@ -14,7 +14,7 @@ import torch
 
 import splore
 from splore.recipe import Recipe, design_of
-from splore.recipe_file import recipe_parser
+from splore.recipe_file import load_recipe
 
 ROOT = Path(__file__).parents[1]
 IMAGES = 1_281_167
@@ -25,9 +25,7 @@ NODE = 8  # GPUs
 
 
 def main() -> None:
-    parser = recipe_parser()
-    values = parser.instantiate(parser.parse_args(["--config", str(ROOT / "recipes" / "imagenet-resnet50.yaml")]))
-    recipe = Recipe(**{key: values[key] for key in Recipe.__dataclass_fields__})
+    recipe = load_recipe(ROOT / "recipes" / "imagenet-resnet50.yaml")
     steps = [row for row in results("training") if row["net"] == "resnet50" and row["dtype"] == "float32"]
     ratio = next(row["step_ratio"] for row in steps if row["mode"] == "eager")
     reading = max(

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from splore.recipe import Recipe
-from splore.recipe_file import recipe_parser
+from splore.recipe_file import load_recipe
 
 HERE = Path(__file__).parent
 RECIPES = HERE.parents[1] / "recipes"
@@ -58,29 +58,31 @@ ABLATIONS = {
     "by-relative": ["--cut.score=relative"],
     "by-energy": ["--cut.score=energy_share"],
     "stale-norm": ["--cut.recalibrate_batches=0"],
+    "finetune-third": [],
+    "finetune-most": [],
     "distilled": ["--baseline=true", "--finetune.distill=0.5"],
 }
-"""`best` with one thing changed, to see what matters."""
+"""`best` with one thing changed, to see what matters; `derived` has what depends on the recipe."""
 
 
-def recipe_of(net: str, words: list[str]) -> Recipe:
-    """The recipe of a net with these overrides."""
-    parser = recipe_parser()
-    values = parser.instantiate(parser.parse_args(["--config", str(RECIPES / NETS[net][0]), *words]))
-    return Recipe(**{key: values[key] for key in Recipe.__dataclass_fields__})
+def derived(method: str, base: Recipe) -> list[str]:
+    """Overrides of a method that are reckoned from the recipe."""
+    l1, epochs = base.train.l1, base.train.epochs + base.finetune.epochs
+    if method in ("l1-x3", "l1-third"):
+        return [f"--train.l1={l1 * (3 if method == 'l1-x3' else 1 / 3):.3g}"]
+    if method in ("finetune-third", "finetune-most"):
+        tuning = max(round(epochs * (1 / 3 if method == "finetune-third" else 0.8)), 1)
+        steps = min(base.cut.steps, tuning)
+        return [f"--train.epochs={epochs - tuning}", f"--finetune.epochs={tuning}", f"--cut.steps={steps}"]
+    return [f"--train.epochs={epochs}"] if method == "dense" else []
 
 
 def overrides(net: str, method: str, more: list[str]) -> tuple[list[str], int]:
     """What a method changes in the recipe of a net, and the epochs of a run: the same number for every method."""
-    base = recipe_of(net, more)
-    epochs = base.train.epochs + base.finetune.epochs
+    base = load_recipe(RECIPES / NETS[net][0], more)
     words = [*more, f"--model={net}", "--baseline=false", "--finetune.distill=0"]
-    words += (METHODS | ABLATIONS)[method]
-    if method == "dense":
-        words.append(f"--train.epochs={epochs}")
-    if method in ("l1-x3", "l1-third"):
-        words.append(f"--train.l1={base.train.l1 * (3 if method == 'l1-x3' else 1 / 3):.3g}")
-    return words, epochs
+    words += [*(METHODS | ABLATIONS)[method], *derived(method, base)]
+    return words, base.train.epochs + base.finetune.epochs
 
 
 def jobs(args: argparse.Namespace, more: list[str]) -> dict[str, list[str]]:

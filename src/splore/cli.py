@@ -93,8 +93,7 @@ def _explained(error: Exception, command: str) -> str:
 
 
 def _run(words: list[str]) -> int:
-    from splore.recipe import Recipe
-    from splore.recipe_file import check_recipe_file, recipe_parser
+    from splore.recipe_file import check_recipe_file, recipe_from, recipe_parser
 
     parser = recipe_parser()
     parser.add_argument("--out", type=str, required=True, help="folder for everything that the run writes")
@@ -120,8 +119,7 @@ def _run(words: list[str]) -> int:
     except ValueError as error:
         reason = next((line.strip(" -") for line in str(error).splitlines() if ", found " in line), str(error))
         raise Misuse(reason) from error
-    fields = {name: values[name] for name in Recipe.__dataclass_fields__}
-    recipe, out = Recipe(**fields), Path(values.out)
+    recipe, out = recipe_from(values), Path(values.out)
     if values.seeds is None:
         if values.jobs is not None:
             raise Misuse("--jobs says how many of the --seeds run side by side: give them too")

@@ -5,7 +5,7 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -82,12 +82,19 @@ class Job:
             self.stop_asked = True
             signal.signal(number, signal.default_int_handler)
 
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
+        with on_stop(ask):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+
+
+@contextmanager
+def on_stop(ask: Callable[[int, object], None]) -> Iterator[None]:
+    """Within the block, Ctrl-C and SIGTERM call `ask`."""
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def open_split(wish: DataRecipe, seed: int, accelerator: Accelerator) -> Data:

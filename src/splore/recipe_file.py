@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from jsonargparse import SUPPRESS, ActionConfigFile, ArgumentParser
+from jsonargparse import SUPPRESS, ActionConfigFile, ArgumentParser, Namespace
 
 from splore.recipe import Recipe
 
@@ -39,6 +39,17 @@ def without_noise(parser: ArgumentParser) -> ArgumentParser:
         if action.help == "Path to a configuration file." or "--design.rank.help" in action.option_strings:
             action.help = SUPPRESS
     return parser
+
+
+def recipe_from(values: Namespace) -> Recipe:
+    """The recipe among the instantiated values of a parser."""
+    return Recipe(**{name: values[name] for name in Recipe.__dataclass_fields__})
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe of a YAML file, with overrides as on the command line."""
+    parser = recipe_parser()
+    return recipe_from(parser.instantiate(parser.parse_args([f"--config={path}", *overrides])))
 
 
 def known_keys() -> list[str]:

@@ -5,9 +5,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -15,6 +14,7 @@ import torch
 
 from splore.data import open_data
 from splore.data.workers import available_workers
+from splore.job import on_stop
 from splore.measure.report import Column, Report, percent, show, size
 from splore.output import RECIPE, SUMMARY, write_summary
 from splore.recipe import Recipe
@@ -60,7 +60,7 @@ class Seeds:
 
     def run(self) -> None:
         """Starts or goes on with what is not finished, and waits for it. A seed that fails stops no other."""
-        with self._stoppable(), ThreadPoolExecutor(self.jobs) as pool:
+        with on_stop(self._stop), ThreadPoolExecutor(self.jobs) as pool:
             list(pool.map(self._run_one, self.seeds))
 
     @property
@@ -140,22 +140,12 @@ class Seeds:
         if code and not self.stopped:
             self.failed[seed] = last.removeprefix("splore: ") or f"it ended with code {code}"
 
-    @contextmanager
-    def _stoppable(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM ask every run to stop with a checkpoint; a second one kills them."""
-
-        def ask(number: int, frame: object) -> None:
-            self.stopped = True
-            for process in self._running:
-                if process.poll() is None:
-                    process.send_signal(signal.SIGINT)
-
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _stop(self, number: int, frame: object) -> None:
+        """Asks every run to stop with a checkpoint; the second time, to die."""
+        self.stopped = True
+        for process in self._running:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
 
 
 def over_seeds(summaries: list[dict]) -> list[dict]:

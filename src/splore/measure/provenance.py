@@ -24,13 +24,16 @@ def provenance() -> dict:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree, with a + when it has changes; None for an installed package."""
-    here = Path(__file__).parent
+    """The commit of the source tree, with a + when more than results has changed; None for an installed package."""
+    git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        revision = ["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
-        return subprocess.run(revision, capture_output=True, text=True, check=True).stdout.strip()
+        revision = [*git, "describe", "--always", "--abbrev=12", "--exclude=*"]
+        commit = subprocess.run(revision, capture_output=True, text=True, check=True).stdout.strip()
+        code = [":(top)", ":(top,exclude)benchmarks/results", ":(top,exclude)docs"]
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *code], check=False, stderr=subprocess.DEVNULL)
     except (OSError, subprocess.CalledProcessError):
         return None
+    return commit + "+" * (changed.returncode != 0)
 
 
 def _cpu_name() -> str:
