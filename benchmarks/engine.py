@@ -28,7 +28,7 @@ from splore.measure.provenance import provenance
 
 TOLERANCE = 1e-4  # of the largest result, for the engine and for every peer
 SAMPLE = 0.02  # seconds that a timed sample takes at least, as a sum of runs
-PAUSE = 0.01  # seconds between two samples, for the threads of the runtime before to fall asleep
+PAUSE = 0.01  # seconds between two samples, at least
 
 
 def main() -> int:
@@ -120,13 +120,22 @@ def interleaved_ms(runs: dict[str, Run], x: np.ndarray, repeats: int) -> dict[st
     samples: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
-            time.sleep(PAUSE)
+            wait_for_idle_threads()
             run(x)
             start = time.perf_counter()
             for _ in range(counts[name]):
                 run(x)
             samples[name].append(1e3 * (time.perf_counter() - start) / counts[name])
     return samples
+
+
+def wait_for_idle_threads() -> None:
+    """Until the threads of the runtime before have fallen asleep; some spin for long, and would share our cores."""
+    for _ in range(500):
+        used = time.process_time()
+        time.sleep(PAUSE)
+        if time.process_time() - used < PAUSE / 10:
+            return
 
 
 def peaks(engine: Engine, dense: torch.nn.Module, x: torch.Tensor, threads: int, peers: list[str]) -> dict[str, float]:

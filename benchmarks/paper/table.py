@@ -1,8 +1,8 @@
-"""The CIFAR-10 table and its curves, made from the summaries in benchmarks/results/paper/.
+"""The table of the comparison, its ablations and its curves, made from the summaries in benchmarks/results/paper/.
 
     python benchmarks/paper/table.py --json table.json --plots docs
 
-Rows are printed as Markdown. Accuracies are those of the last epoch, mean and standard deviation over the seeds.
+Tables are printed as Markdown. Accuracies are those of the last epoch, mean and standard deviation over the seeds.
 """
 
 import argparse
@@ -11,6 +11,8 @@ import re
 import statistics
 from collections import defaultdict
 from pathlib import Path
+
+from run import METHODS
 
 NAME = r"(.+?)-(.+)-([\d.]+)-(\d+)ep-seed\d+"
 """Net, method, share kept in %, epochs and seed in a file's name, as run.py gives it."""
@@ -31,7 +33,7 @@ def rows(folder: Path) -> list[dict]:
         if key[3] == "dense"
     }
     found = []
-    for (net, epochs, hardware, method, _), runs in groups.items():
+    for (net, epochs, hardware, method, wanted), runs in groups.items():
         parts = [run["dense" if method == "dense" else "compressed"] for run in runs]
         accuracies = [part["accuracy"] for part in parts]
         found.append(
@@ -46,32 +48,50 @@ def rows(folder: Path) -> list[dict]:
                 "dense_mean": dense_means.get((net, epochs, hardware)),
                 "bytes": round(statistics.mean(part["bytes"] for part in parts)),
                 "hardware": hardware,
+                "wanted": wanted,
             }
         )
     return sorted(found, key=lambda row: (row["net"], row["epochs"], row["hardware"], -row["kept"], row["method"]))
 
 
+def ablations(found: list[dict]) -> list[dict]:
+    """What each change to `best` makes of its accuracy, row by row."""
+    place = ("net", "epochs", "hardware", "wanted")
+    best = {tuple(row[key] for key in place): row for row in found if row["method"] == "best"}
+    changed = [row for row in found if row["method"] not in METHODS and tuple(row[key] for key in place) in best]
+    return [
+        row | {"difference": row["accuracy_mean"] - best[tuple(row[key] for key in place)]["accuracy_mean"]}
+        for row in changed
+    ]
+
+
 def plot(found: list[dict], folder: Path) -> None:
-    """Accuracy against parameters kept and against bytes, a picture for each net."""
+    """Accuracy against parameters kept and against bytes, a picture for each net and number of epochs."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    for net in sorted({row["net"] for row in found}):
+    for net, epochs in sorted({(row["net"], row["epochs"]) for row in found}):
         figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
         for axis, key, label in zip(axes, ("kept", "bytes"), ("parameters kept", "bytes on disk"), strict=True):
-            for method in sorted({row["method"] for row in found if row["net"] == net}):
-                points = sorted((r for r in found if r["net"] == net and r["method"] == method), key=lambda r: r[key])
-                spread = [row["accuracy_std"] or 0 for row in points]
-                means = [row["accuracy_mean"] for row in points]
-                axis.errorbar([row[key] for row in points], means, spread, marker="o", capsize=3, label=method)
+            for method in METHODS:
+                points = [row for row in found if (row["net"], row["epochs"], row["method"]) == (net, epochs, method)]
+                points.sort(key=lambda row: row[key])
+                if points:
+                    spread = [row["accuracy_std"] or 0 for row in points]
+                    means = [row["accuracy_mean"] for row in points]
+                    axis.errorbar([row[key] for row in points], means, spread, marker="o", capsize=3, label=method)
             axis.set(xscale="log", xlabel=label)
             axis.grid(alpha=0.3)
         axes[0].set_ylabel("accuracy in %")
-        axes[1].legend()
-        figure.suptitle(f"{net} on CIFAR-10")
-        figure.savefig(folder / f"cifar10-{net}.png", dpi=120)
+        axes[1].legend(frameon=False)
+        figure.suptitle(f"{net}, {epochs} epochs: mean and spread over the seeds")
+        figure.savefig(folder / f"paper_{net}_{epochs}.svg")
+
+
+def percent(mean: float, spread: float | None) -> str:
+    return f"{mean:.2f} %" if spread is None else f"{mean:.2f} ± {spread:.2f} %"
 
 
 def main() -> None:
@@ -84,15 +104,25 @@ def main() -> None:
     print("| net | method | kept | accuracy | dense | epochs | seeds | on disk | hardware |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for row in found:
-        spread = "" if row["accuracy_std"] is None else f" ± {row['accuracy_std']:.2f}"
-        dense = "" if row["dense_mean"] is None else f"{row['dense_mean']:.2f} %"
-        accuracy = f"{row['accuracy_mean']:.2f}{spread} %"
+        if row["method"] in METHODS:
+            dense = "" if row["dense_mean"] is None else f"{row['dense_mean']:.2f} %"
+            print(
+                f"| {row['net']} | {row['method']} | {100 * row['kept']:.2f} % "
+                f"| {percent(row['accuracy_mean'], row['accuracy_std'])} | {dense} "
+                f"| {row['epochs']} | {row['seeds']} | {row['bytes'] / 1e6:.2f} MB | {row['hardware']} |"
+            )
+    changed = ablations(found)
+    if changed:
+        print("\n| net | `best`, but | kept | accuracy | difference | epochs | seeds |")
+        print("| --- | --- | --- | --- | --- | --- | --- |")
+    for row in changed:
         print(
-            f"| {row['net']} | {row['method']} | {100 * row['kept']:.2f} % | {accuracy} | {dense} "
-            f"| {row['epochs']} | {row['seeds']} | {row['bytes'] / 1e6:.2f} MB | {row['hardware']} |"
+            f"| {row['net']} | {row['method']} | {100 * row['kept']:.2f} % "
+            f"| {percent(row['accuracy_mean'], row['accuracy_std'])} | {row['difference']:+.2f} "
+            f"| {row['epochs']} | {row['seeds']} |"
         )
     if args.json:
-        Path(args.json).write_text(json.dumps({"rows": found}, indent=2) + "\n")
+        Path(args.json).write_text(json.dumps(found, indent=1) + "\n")
     if args.plots:
         plot(found, args.plots)
 
