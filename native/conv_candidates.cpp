@@ -11,12 +11,13 @@ namespace {
 constexpr int64_t kFirstLevel = 30 << 10;  // bytes of a tile's input that stay in the first-level cache, with room for the rest
 constexpr int64_t kSecondLevel = 640 << 10;  // and in the second-level one
 constexpr int64_t kMostBlocks = 32;
+constexpr int kMostVectors = 16;  // of a tile
 constexpr int64_t kMostFolded = int64_t(1) << 26;  // elements of a weight that is folded dense
 
 }  // namespace
 
-// Tiles that fit the map and waste little by reaching back, the largest first.
-std::vector<TileShape> ConvStep::shapes() const {
+// Tiles of so many vectors at the most that fit the map and waste little by reaching back, the largest first.
+std::vector<TileShape> ConvStep::shapes(int most_vectors) const {
   struct Rated {
     TileShape shape;
     double outputs;  // computed for each one needed
@@ -24,6 +25,7 @@ std::vector<TileShape> ConvStep::shapes() const {
   std::vector<Rated> rated;
   double least = 1e9;
   for (const TileShape& s : kTiles) {
+    if (s.rows * s.columns > most_vectors) continue;
     double outputs;
     if (layout_.pixels) {
       if (s.rows > 1 || s.columns > map_.vectors) continue;
@@ -70,21 +72,30 @@ std::vector<ConvChoice> ConvStep::candidates() const {
     if (!gathered && !readable_in_place()) continue;
     // Gathering pays where reading in place is unaligned.
     if (gathered && readable_in_place() && (!layout_.pixels || op_.window.taps() == 1)) continue;
-    for (const TileShape& s : shapes()) {
-      ConvChoice c;
-      c.gathered = gathered;
-      while (kTiles[c.tile].rows != s.rows || kTiles[c.tile].columns != s.columns) c.tile++;
-      const int64_t down = layout_.pixels ? 1 : (map_.shape.h + s.rows - 1) / s.rows;
-      const int64_t across = ((layout_.pixels ? map_.vectors : map_.shape.w) + s.columns - 1) / s.columns, tiles = down * across;
-      // Few tiles are cut further, into output channels: what comes before S x is then done more than once.
-      for (c.parts = 1; c.parts <= team_; c.parts += std::max(1, team_ - 1))
-        if (c.parts == 1 ? tiles >= team_ : tiles < 4 * team_) add_blocks(c, list);
+    for (const bool pattern : {false, true}) {
+      if (pattern && !may_have_patterns()) continue;
+      for (const TileShape& s : shapes(pattern ? kernels_.pattern_vectors : kMostVectors)) {
+        ConvChoice c;
+        c.gathered = gathered, c.pattern = pattern;
+        while (kTiles[c.tile].rows != s.rows || kTiles[c.tile].columns != s.columns) c.tile++;
+        const int64_t down = layout_.pixels ? 1 : (map_.shape.h + s.rows - 1) / s.rows;
+        const int64_t across = ((layout_.pixels ? map_.vectors : map_.shape.w) + s.columns - 1) / s.columns, tiles = down * across;
+        // Few tiles are cut further, into output channels: what comes before S x is then done more than once.
+        for (c.parts = 1; c.parts <= team_; c.parts += std::max(1, team_ - 1))
+          if (c.parts == 1 ? tiles >= team_ : tiles < 4 * team_) add_blocks(c, list);
+      }
     }
   }
   return list;
 }
 
-// The choice with each size of block, sparse and dense.
+// Whether neighbouring output channels often have entries in the same column.
+bool ConvStep::may_have_patterns() const {
+  const int64_t n = op_.weight.n / op_.groups, k = in_.shape.c / op_.groups * op_.window.taps();
+  return n >= kernels_.pattern_rows && double(nonzeros_) > 0.1 * double(op_.weight.n * k);
+}
+
+// The choice with each size of block, sparse (or in patterns) and dense.
 void ConvStep::add_blocks(ConvChoice c, std::vector<ConvChoice>& list) const {
   const Weight& w = op_.weight;
   const TileShape shape = kTiles[c.tile];
@@ -105,7 +116,7 @@ void ConvStep::add_blocks(ConvChoice c, std::vector<ConvChoice>& list) const {
   std::set<int64_t> seen;
   if (try_sparse) {
     c.dense = false;
-    c.dense_finish = w.rank && (w.rank >= 8 || !nonzeros_);
+    c.dense_finish = !c.pattern && w.rank && (w.rank >= 8 || !nonzeros_);
     // The first level of the cache, with more of it or less for other things, and the second. Small blocks need enough entries
     // of a row to pay.
     for (const int64_t bytes : {2 * kFirstLevel, kFirstLevel * 3 / 2, kFirstLevel, kSecondLevel}) {
@@ -116,7 +127,7 @@ void ConvStep::add_blocks(ConvChoice c, std::vector<ConvChoice>& list) const {
     }
   }
   seen.clear();
-  if (try_dense) {
+  if (try_dense && !c.pattern) {
     c.dense = true, c.dense_finish = false;
     for (const int64_t bytes : {kFirstLevel, 4 * kFirstLevel}) {
       c.block_channels = block(bytes);

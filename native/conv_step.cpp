@@ -58,7 +58,8 @@ void ConvStep::choose(const ConvChoice& choice) {
   std::vector<int32_t> offsets;
   if (!choice.gathered) offsets = offsets_in_place();
   const PackRequest request{in_.shape.c, op_.window.taps(), choice.block_channels, choice.parts, tile_floats,
-                            choice.gathered, choice.dense, choice.dense_finish, &offsets};
+                            choice.gathered, choice.dense, choice.dense_finish,
+                            choice.pattern ? kernels_.pattern_rows : 0, &offsets};
   packed_.reset();
   if (choice.dense && folded_.empty()) folded_ = fold(op_);
   if (!choice.dense && !matrix_) matrix_ = std::make_unique<SparseMatrix>(op_, in_.shape.c);
@@ -77,7 +78,7 @@ void ConvStep::choose(const ConvChoice& choice) {
   args_.x_row = w.stride_h * in_.row;
   args_.fetch_input = !choice.gathered && in_.size() > kStays;
   args_.fetch_output = !pooled_ && map_.size() > kStays;
-  args_.fetch_entries = packed_->entries.size() > kLongStream;
+  args_.fetch_entries = packed_->entries.size() + packed_->words.size() / 2 > kLongStream;
   args_.out_row = pooled_ ? shape.columns * layout_.lanes : map_.row;
   args_.out_plane = pooled_ ? tile_floats : map_.plane;
   if (second) {
@@ -222,8 +223,8 @@ int64_t ConvStep::multiply_adds() const {
 
 std::string ConvStep::describe(const ConvChoice& choice) const {
   const TileShape shape = kTiles[choice.tile];
-  std::string text = choice.dense ? "dense" : "sparse";
-  if (!choice.dense && op_.weight.rank) text = nonzeros_ ? "low rank + sparse" : "low rank";
+  std::string text = choice.dense ? "dense" : choice.pattern ? "pattern" : "sparse";
+  if (!choice.dense && op_.weight.rank) text = nonzeros_ ? "low rank + " + text : "low rank";
   if (choice.dense_finish) text += " A dense";
   text += " " + std::to_string(shape.rows) + "x" + std::to_string(shape.columns);
   text += " block " + std::to_string(choice.block_channels);

@@ -16,6 +16,7 @@ struct ConvChoice {
   int parts = 1;               // that the output channels are cut into
   bool dense = false;          // all parts of the weight folded; else the sparse stream
   bool gathered = false;       // the tile is copied into columns first
+  bool pattern = false;        // the stream of some output channels at once
   bool dense_finish = false;   // A by the dense kernel; else as more entries in each row of the stream
 };
 
@@ -59,7 +60,8 @@ class ConvStep : public Step {
   const float* corner(const Place& at, const float* arena) const;
   bool readable_in_place() const;
   std::vector<int32_t> offsets_in_place() const;
-  std::vector<TileShape> shapes() const;
+  std::vector<TileShape> shapes(int most_vectors) const;
+  bool may_have_patterns() const;
   void add_blocks(ConvChoice c, std::vector<ConvChoice>& list) const;
   int64_t block_for(TileShape shape, int64_t bytes) const;
   void prepare_gather();

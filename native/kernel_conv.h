@@ -7,10 +7,17 @@
 #pragma once
 
 #include "kernel_dense.h"
-#include "kernel_sparse.h"
+#include "kernel_pattern.h"
 
 namespace splore {
 namespace {
+
+SPLORE_INLINE Ahead next_input(const ConvArgs& args, const ConvTile& tile, int b) {
+  const bool last = b == args.block_count - 1;
+  const ConvBlock& next = args.blocks[last ? 0 : b + 1];
+  const float* x = last ? tile.next : tile.x;
+  return args.fetch_input && x ? Ahead{x, next.offsets, next.channel_end - next.channel_begin, args.taps} : Ahead{};
+}
 
 template <int R, int C, int STEP>
 void conv_tile(const ConvArgs& args, const ConvPart& part, const ConvTile& tile, const Scratch& scratch) {
@@ -27,12 +34,13 @@ void conv_tile(const ConvArgs& args, const ConvPart& part, const ConvTile& tile,
     const Store<R, C> sink{args, tile, scratch.partial, first, last && !dense_finish};
     if (block.dense) {
       dense_rows<T>(block.dense, block.offsets, block.columns, part.begin, part.end, x, sink);
+    } else if (part.pattern) {
+      if constexpr (T <= kPatternVectors)
+        pattern_rows<R, C, STEP>(part.pattern[b], x, sink, last ? args.rank : 0, {scratch.t, C * L}, next_input(args, tile, b),
+                                 pitch);
     } else if (part.sparse) {
-      Ahead ahead;
-      const ConvBlock& next = args.blocks[last ? 0 : b + 1];
-      const float* next_x = last ? tile.next : tile.x;
-      if (args.fetch_input && next_x) ahead = {next_x, next.offsets, next.channel_end - next.channel_begin, args.taps};
-      sparse_rows<R, C, STEP>(part.sparse[b], x, sink, args.a, last && !dense_finish ? args.rank : 0, scratch.t, ahead, pitch);
+      sparse_rows<R, C, STEP>(part.sparse[b], x, sink, args.a, last && !dense_finish ? args.rank : 0, scratch.t,
+                              next_input(args, tile, b), pitch);
     }
   }
   if (dense_finish) {

@@ -8,7 +8,8 @@ namespace splore {
 const Kernels* SPLORE_TABLE() {
   static const Kernels table = {SPLORE_ISA_NAME,
                                 SPLORE_LANES,
-                                SPLORE_REGISTERS,
+                                kPatternRows,
+                                kPatternVectors,
                                 {
 #define SPLORE_TILE_KERNELS(R, C) {conv_tile<R, C, 1>, conv_tile<R, C, vectors_only(R, C) ? 1 : 2>},
                                     SPLORE_TILES(SPLORE_TILE_KERNELS)

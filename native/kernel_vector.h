@@ -24,6 +24,14 @@ SPLORE_INLINE Vec masked(Vec v, const int32_t* mask) {
   return Vec(Ints(v) & *reinterpret_cast<const Ints*>(mask));
 }
 
+// A value that stays in a register for all its uses: the compiler would rather read it again for each.
+SPLORE_INLINE Vec held(Vec v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#endif
+  return v;
+}
+
 // from[index[l]] in each lane l, or 0 where the index is negative.
 SPLORE_INLINE Vec pick(const float* from, const int32_t* index) {
 #ifdef SPLORE_PICK

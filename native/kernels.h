@@ -28,10 +28,24 @@ struct SparseBlock {
   int32_t row_count;
 };
 
+// What the pattern kernel reads of a block, group after group of output channels: the first channel, the number of columns of
+// each pattern, and the columns, each an offset and the values of its rows. In the last block A's columns follow, with
+// offsets into t.
+union Word {
+  int32_t index;
+  float value;
+};
+
+struct PatternBlock {
+  const Word* words;
+  int32_t group_count;
+};
+
 // Output channels of one task, and their weights in every block of input channels.
 struct ConvPart {
-  int32_t begin, end;         // multiples of kRowGroup, but for the last end
-  const SparseBlock* sparse;  // one for each block of input channels, null without
+  int32_t begin, end;           // multiples of kRowGroup, but for the last end
+  const SparseBlock* sparse;    // one for each block of input channels, null without
+  const PatternBlock* pattern;  // the same
 };
 
 struct ConvBlock {
@@ -170,7 +184,7 @@ struct PoolRowArgs {
 struct Kernels {
   const char* name;
   int lanes;
-  int registers;
+  int pattern_rows, pattern_vectors;  // output channels that the pattern kernel computes at once, and its largest tile
   ConvKernel conv[kTileCount][2];  // [tile][stride - 1]; a tile of vectors only has no stride
   void (*map)(const MapArgs&);
   void (*pool)(const PoolArgs&);

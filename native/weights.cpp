@@ -75,7 +75,11 @@ PackedConv::PackedConv(const Op& op, const SparseMatrix* matrix, const float* fo
   pack_blocks(op, folded, request);
   pack_parts(op, matrix, request);
   // A weight of low rank alone is finished by A, and has nothing to add before.
-  if (!request.dense && (matrix->nonzeros() || !request.dense_finish)) pack_sparse(*matrix, request, op.weight.n);
+  const bool sparse_part = !request.dense && (matrix->nonzeros() || !request.dense_finish);
+  if (request.pattern_rows)
+    pack_patterns(*matrix, request, op.weight);
+  else if (sparse_part)
+    pack_sparse(*matrix, request, op.weight.n);
 }
 
 void PackedConv::pack_blocks(const Op& op, const float* folded, const PackRequest& request) {
@@ -128,7 +132,7 @@ void PackedConv::pack_parts(const Op& op, const SparseMatrix* matrix, const Pack
     while (end < n && work(end) < work(n) * p / request.parts) end += kRowGroup;
     end = std::min(end, n);
     if (end == begin) continue;
-    parts.push_back({int32_t(begin), int32_t(end), nullptr});
+    parts.push_back({int32_t(begin), int32_t(end), nullptr, nullptr});
     begin = end;
   }
 }
@@ -175,9 +179,66 @@ void PackedConv::pack_sparse(const SparseMatrix& matrix, const PackRequest& requ
   for (size_t p = 0; p < parts.size(); p++) parts[p].sparse = sparse.data() + p * block_count;
 }
 
+// Group by group of rows: the columns that they have in a block, by which of the rows have them.
+void PackedConv::pack_patterns(const SparseMatrix& matrix, const PackRequest& request, const Weight& w) {
+  struct Column {
+    int pattern = 0;
+    float values[kRowGroup];
+  };
+  const int rows = request.pattern_rows, pattern_count = 1 << rows;
+  const auto add_value = [&](float x) {
+    words.emplace_back();
+    words.back().value = x;
+  };
+  std::vector<Column> columns(size_t(request.channels * request.taps));
+  std::vector<uint32_t> of_pattern[1 << kRowGroup];
+  std::vector<uint32_t> next(matrix.rows, matrix.rows + w.n);  // entry of each row
+  std::vector<size_t> begins;
+  words.reserve(size_t(matrix.nonzeros()) * 2);
+  for (const ConvPart& part : parts) {
+    for (const ConvBlock& block : blocks) {
+      const uint32_t begin = uint32_t(block.channel_begin * request.taps), end = uint32_t(block.channel_end * request.taps);
+      begins.push_back(words.size());
+      for (int64_t row = part.begin; row < part.end; row += rows) {
+        const int64_t own = std::min<int64_t>(rows, part.end - row);
+        for (int64_t g = 0; g < own; g++)
+          for (uint32_t& e = next[size_t(row + g)]; e < matrix.rows[row + g + 1] && matrix.columns[e] < end; e++) {
+            Column& column = columns[matrix.columns[e]];
+            column.pattern |= 1 << g;
+            column.values[g] = matrix.values[e];
+          }
+        for (uint32_t c = begin; c < end; c++) {
+          if (columns[c].pattern) of_pattern[columns[c].pattern].push_back(c);
+          columns[c].pattern = 0;
+        }
+        words.push_back({int32_t(row)});
+        for (int p = 1; p < pattern_count; p++) words.push_back({int32_t(of_pattern[p].size())});
+        for (int p = 1; p < pattern_count; p++) {
+          for (const uint32_t c : of_pattern[p]) {
+            words.push_back({offsets[c]});
+            for (int g = 0; g < rows; g++)
+              if (p >> g & 1) add_value(columns[c].values[g]);
+          }
+          of_pattern[p].clear();
+        }
+        if (&block != &blocks.back()) continue;
+        for (int64_t j = 0; j < w.rank; j++) {
+          words.push_back({int32_t(j * request.tile_floats)});
+          for (int64_t g = 0; g < rows; g++) add_value(g < own ? w.a[(row + g) * w.rank + j] : 0.0f);
+        }
+      }
+    }
+  }
+  for (size_t i = 0; i < begins.size(); i++) {
+    const ConvPart& part = parts[i / blocks.size()];
+    patterns.push_back({words.data() + begins[i], (part.end - part.begin + rows - 1) / rows});
+  }
+  for (size_t p = 0; p < parts.size(); p++) parts[p].pattern = patterns.data() + p * blocks.size();
+}
+
 int64_t PackedConv::bytes() const {
   return int64_t(offsets.size() * 4 + b.size() * 4 + dense.size() * 4 + a_packed.size() * 4 + rows.size() * sizeof(SparseRow) +
-                 entries.size() * sizeof(Entry));
+                 entries.size() * sizeof(Entry) + words.size() * sizeof(Word));
 }
 
 }  // namespace splore

@@ -78,6 +78,7 @@ struct PackRequest {
   bool gathered;            // offsets count gathered columns of the block; else `offsets` gives them
   bool dense;               // all parts folded
   bool dense_finish;        // A by the dense kernel
+  int pattern_rows;         // output channels of a group of the pattern kernel, 0 for the others
   const std::vector<int32_t>* offsets;  // of each of the k columns
 };
 
@@ -89,6 +90,8 @@ struct PackedConv {
   AlignedVector<float> b, dense, a_packed;
   AlignedVector<SparseRow> rows;
   AlignedVector<Entry> entries;
+  std::vector<PatternBlock> patterns;  // [part][block]
+  AlignedVector<Word> words;
   int64_t most_columns = 0;  // of a block
 
   // `matrix` for the sparse stream, `folded` for the dense kernel; the other may be null.
@@ -100,6 +103,7 @@ struct PackedConv {
   void pack_blocks(const Op& op, const float* folded, const PackRequest& request);
   void pack_parts(const Op& op, const SparseMatrix* matrix, const PackRequest& request);
   void pack_sparse(const SparseMatrix& matrix, const PackRequest& request, int64_t n);
+  void pack_patterns(const SparseMatrix& matrix, const PackRequest& request, const Weight& w);
 };
 
 }  // namespace splore
