@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from programs import floats, random_program, random_sparse
+from programs import floats, random_act, random_program, random_sparse
 
 from splore.deploy import native, reference
 from splore.deploy.native import NativeError, NativeProgram
@@ -71,7 +71,9 @@ def conv_program(
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("kernel", ["sparse", "dense", "gathered", "in place", "1x1", "1x8", "2x4", "4x4", "block 8 "])
+@pytest.mark.parametrize(
+    "kernel", ["sparse", "pattern", "dense", "gathered", "in place", "1x1", "1x8", "2x4", "4x4", "block 8 "]
+)
 @pytest.mark.parametrize("images", [1, 3, 16, 18])
 def test_every_kernel_equals_the_reference(isa, kernel, images):
     expect_equal(conv_program(1, 40, 30, (9, 11), 3, 0.2, 9), images, isa=isa, kernel=kernel)
@@ -103,9 +105,61 @@ def test_programs_equal_the_reference(seed, images, threads, isa):
     expect_equal(random_program(seed), images, threads, isa)
 
 
+@settings(max_examples=120, deadline=None)
+@given(
+    seed=st.integers(0, 1 << 20),
+    channels=st.tuples(st.integers(1, 60), st.integers(4, 27)),
+    side=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    kernel=st.sampled_from([1, 3, 5]),
+    density=st.sampled_from([0.2, 0.4, 0.7]),
+    rank=st.integers(0, 6),
+    stride=st.sampled_from([1, 1, 2, 3]),
+    dilation=st.sampled_from([1, 1, 2]),
+    groups=st.sampled_from([1, 1, 2, 3]),
+    residual=st.booleans(),
+    images=st.integers(1, 33),
+    threads=st.sampled_from([1, 2, 3]),
+    isa=st.sampled_from(ISAS or [None]),
+)
+def test_patterns_equal_the_reference(
+    seed, channels, side, kernel, density, rank, stride, dilation, groups, residual, images, threads, isa
+):
+    """With everything that can happen to the sums: a residual, an activation, a second output."""
+    rng = np.random.default_rng(seed)
+    c, n = (groups * count for count in channels)
+    k = c // groups * kernel**2
+    weight = Weight(dense=floats(rng, n, k) * (rng.random((n, k)) < density) / np.float32(k**0.5))
+    share = np.count_nonzero(weight.dense) / weight.dense.size
+    if groups == 1:
+        rank = min(rank, n, k)
+        parts = random_sparse(rng, n, k, density)
+        share = parts["values"].size / (n * k)
+        parts["values"] /= np.float32(k**0.5)
+        low_rank = {"A": floats(rng, n, rank), "B": floats(rng, rank, k) / np.float32(k**0.5)} if rank else {}
+        weight = Weight(**parts, **low_rank)
+    pad = (dilation * (kernel // 2),) * 4
+    ops = (
+        Conv("first", (0,), Weight(dense=floats(rng, c, 3)), floats(rng, c)),
+        Conv("beside", (1,), Weight(dense=floats(rng, n, c)), floats(rng, n), (1, 1), (stride,) * 2),
+        Conv(
+            "patterns", (1, 2) if residual else (1,), weight, floats(rng, n), (kernel,) * 2, (stride,) * 2, pad,
+            (dilation,) * 2, groups, random_act(rng),
+        ),
+        Conv(
+            "last", (3, 3), Weight(dense=floats(rng, n, n)), floats(rng, n), pre=Scale(floats(rng, n), floats(rng, n)),
+        ),
+    )  # fmt: skip
+    program = Program((3, *side), ops)
+    expect_equal(program, images, threads, isa, "pattern")
+    if share > 0.1 and share / groups < 0.75:
+        steps = planned(program, isa, "pattern")
+        assert all("pattern" in step["kernel"] for step in steps if step["name"] == "patterns")
+
+
 @pytest.mark.parametrize("isa", ISAS)
-def test_a_convolution_larger_than_the_caches(isa):
-    expect_equal(conv_program(7, 80, 80, (24, 25), 3, 0.7, 3), 16, isa=isa, kernel="sparse")
+@pytest.mark.parametrize("kernel", ["sparse", "pattern"])
+def test_a_convolution_larger_than_the_caches(isa, kernel):
+    expect_equal(conv_program(7, 80, 80, (24, 25), 3, 0.7, 3), 16, isa=isa, kernel=kernel)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -117,7 +171,7 @@ def test_strided_gathers(isa, side, stride):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("kernel", ["sparse", "dense", "2x2", "2x4", "2x8", "4x4", "block 8 ", "gathered"])
+@pytest.mark.parametrize("kernel", ["sparse", "pattern", "dense", "2x2", "2x4", "2x8", "4x4", "block 8 ", "gathered"])
 @pytest.mark.parametrize("side, stride", [((8, 12), 1), ((2, 2), 1), ((20, 12), 2), ((18, 24), 3)])
 def test_a_convolution_pools_its_own_tiles(isa, kernel, side, stride):
     rng = np.random.default_rng(5)
@@ -136,8 +190,9 @@ def halved(x: int) -> Pool:
     return Pool("halved", (x,), "max", (2, 2), (2, 2))
 
 
-def planned(program: Program, isa: str) -> list[dict]:
+def planned(program: Program, isa: str, kernel: str = "") -> list[dict]:
     engine = NativeProgram(program, isa)
+    engine.force(kernel)
     engine.plan(16, 1)
     return engine.table()
 
@@ -157,7 +212,8 @@ def test_a_timed_plan_equals_the_reference(monkeypatch):
 @pytest.mark.parametrize("side", [(8, 8), (5, 7), (14, 28), (3, 4), (9, 9)])
 @pytest.mark.parametrize("pre", [False, True])
 @pytest.mark.parametrize("images", [2, 16, 20])
-def test_chains_of_residuals(side, pre, images):
+@pytest.mark.parametrize("kernel", ["", "pattern"])
+def test_chains_of_residuals(side, pre, images, kernel):
     rng = np.random.default_rng(0)
     c = 12
 
@@ -170,7 +226,7 @@ def test_chains_of_residuals(side, pre, images):
     for _ in range(3):
         x = len(ops)
         ops += [conv("one", x, pre=pre), conv("two", x + 1, x)]
-    expect_equal(Program((c, *side), tuple(ops)), images, threads=2)
+    expect_equal(Program((c, *side), tuple(ops)), images, threads=2, kernel=kernel)
 
 
 @pytest.mark.parametrize("act", list(Act))
