@@ -16,8 +16,8 @@ constexpr int64_t kMostFolded = int64_t(1) << 26;  // elements of a weight that 
 
 }  // namespace
 
-// Tiles of so many vectors at the most that fit the map and waste little by reaching back, the largest first.
-std::vector<TileShape> ConvStep::shapes(int most_vectors) const {
+// Tiles that fit the map and waste little by reaching back, the largest first: so many, of so many vectors at the most.
+std::vector<TileShape> ConvStep::shapes(size_t most, int most_vectors) const {
   struct Rated {
     TileShape shape;
     double outputs;  // computed for each one needed
@@ -48,7 +48,7 @@ std::vector<TileShape> ConvStep::shapes(int most_vectors) const {
   std::vector<TileShape> shapes;
   std::sort(rated.begin(), rated.end(), [](const Rated& a, const Rated& b) { return a.outputs < b.outputs; });
   for (const Rated& r : rated)
-    if (r.outputs <= least * 1.25 && shapes.size() < 6) shapes.push_back(r.shape);
+    if (r.outputs <= least * 1.25 && shapes.size() < most) shapes.push_back(r.shape);
   return shapes;
 }
 
@@ -74,7 +74,7 @@ std::vector<ConvChoice> ConvStep::candidates() const {
     if (gathered && readable_in_place() && (!layout_.pixels || op_.window.taps() == 1)) continue;
     for (const bool pattern : {false, true}) {
       if (pattern && !may_have_patterns()) continue;
-      for (const TileShape& s : shapes(pattern ? kernels_.pattern_vectors : kMostVectors)) {
+      for (const TileShape& s : pattern ? shapes(4, kernels_.pattern_vectors) : shapes(6, kMostVectors)) {
         ConvChoice c;
         c.gathered = gathered, c.pattern = pattern;
         while (kTiles[c.tile].rows != s.rows || kTiles[c.tile].columns != s.columns) c.tile++;

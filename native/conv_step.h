@@ -60,7 +60,7 @@ class ConvStep : public Step {
   const float* corner(const Place& at, const float* arena) const;
   bool readable_in_place() const;
   std::vector<int32_t> offsets_in_place() const;
-  std::vector<TileShape> shapes(int most_vectors) const;
+  std::vector<TileShape> shapes(size_t most, int most_vectors) const;
   bool may_have_patterns() const;
   void add_blocks(ConvChoice c, std::vector<ConvChoice>& list) const;
   int64_t block_for(TileShape shape, int64_t bytes) const;

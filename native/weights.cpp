@@ -181,16 +181,13 @@ void PackedConv::pack_sparse(const SparseMatrix& matrix, const PackRequest& requ
 
 // Group by group of rows: the columns that they have in a block, by which of the rows have them.
 void PackedConv::pack_patterns(const SparseMatrix& matrix, const PackRequest& request, const Weight& w) {
-  struct Column {
-    int pattern = 0;
-    float values[kRowGroup];
-  };
   const int rows = request.pattern_rows, pattern_count = 1 << rows;
   const auto add_value = [&](float x) {
     words.emplace_back();
     words.back().value = x;
   };
-  std::vector<Column> columns(size_t(request.channels * request.taps));
+  std::vector<uint8_t> pattern(offsets.size());  // of each column: a bit for each row
+  std::vector<float> values(offsets.size() * kRowGroup);
   std::vector<uint32_t> of_pattern[1 << kRowGroup];
   std::vector<uint32_t> next(matrix.rows, matrix.rows + w.n);  // entry of each row
   std::vector<size_t> begins;
@@ -203,13 +200,14 @@ void PackedConv::pack_patterns(const SparseMatrix& matrix, const PackRequest& re
         const int64_t own = std::min<int64_t>(rows, part.end - row);
         for (int64_t g = 0; g < own; g++)
           for (uint32_t& e = next[size_t(row + g)]; e < matrix.rows[row + g + 1] && matrix.columns[e] < end; e++) {
-            Column& column = columns[matrix.columns[e]];
-            column.pattern |= 1 << g;
-            column.values[g] = matrix.values[e];
+            const size_t c = matrix.columns[e];
+            pattern[c] = uint8_t(pattern[c] | 1 << g);
+            values[c * kRowGroup + size_t(g)] = matrix.values[e];
           }
         for (uint32_t c = begin; c < end; c++) {
-          if (columns[c].pattern) of_pattern[columns[c].pattern].push_back(c);
-          columns[c].pattern = 0;
+          if (!pattern[c]) continue;
+          of_pattern[pattern[c]].push_back(c);
+          pattern[c] = 0;
         }
         words.push_back({int32_t(row)});
         for (int p = 1; p < pattern_count; p++) words.push_back({int32_t(of_pattern[p].size())});
@@ -217,7 +215,7 @@ void PackedConv::pack_patterns(const SparseMatrix& matrix, const PackRequest& re
           for (const uint32_t c : of_pattern[p]) {
             words.push_back({offsets[c]});
             for (int g = 0; g < rows; g++)
-              if (p >> g & 1) add_value(columns[c].values[g]);
+              if (p >> g & 1) add_value(values[size_t(c) * kRowGroup + size_t(g)]);
           }
           of_pattern[p].clear();
         }
