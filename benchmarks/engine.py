@@ -58,7 +58,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--size", type=int, help="height and width of the images")
     parser.add_argument("--repeats", type=int, default=20, help="timed turns of every runtime")
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS), help="what to compare with")
-    parser.add_argument("--layers", action="store_true", help="print the plan, and the share of the peak of each layer")
+    parser.add_argument("--layers", action="store_true", help="print the plan: kernels, times, shares of the peak")
     parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
     parser.add_argument("--json", type=Path, help="file of rows to add to; a row of the same measurement is replaced")
     return parser.parse_args()
@@ -163,23 +163,7 @@ def report(row: dict, engine: Engine, options: argparse.Namespace) -> None:
     if row["speedup"]:
         print(f"  {row['speedup']:.2f}x the fastest peer; largest error {row['max_error']:.1e}; {row['verdict']}")
     if options.layers:
-        peak = peak_gmacs(options.threads)
-        print(f"\n{engine.summary()}\npeak (a product of two matrices in torch): {peak:.0f} GMAC/s")
-        for step in engine.steps():
-            if step["macs"]:
-                print(f"  {step['name']:40} {step['gmacs_per_s']:8.1f} GMAC/s  {step['gmacs_per_s'] / peak:6.1%}")
-
-
-def peak_gmacs(threads: int) -> float:
-    """10^9 multiply-adds a second that a large matrix product reaches on this machine."""
-    torch.set_num_threads(threads)
-    a = torch.randn(2048, 2048)
-    best = float("inf")
-    for _ in range(5):
-        start = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - start)
-    return 2048**3 / best / 1e9
+        print(f"\n{engine.summary()}")
 
 
 if __name__ == "__main__":

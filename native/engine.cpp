@@ -192,6 +192,20 @@ int64_t Engine::packed_bytes() {
   return bytes;
 }
 
+// 10^9 multiply-adds a second of one thread, the most of several tries.
+double Engine::peak() const {
+  constexpr int64_t rounds = 40000;
+  double best = 1e30;
+  volatile float used = 0.0f;  // or there would be no need to reckon
+  for (int i = 0; i < 50; i++) {
+    const auto start = std::chrono::steady_clock::now();
+    used = kernels_->multiply_adds(rounds);
+    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  (void)used;
+  return double(rounds * kChains * kernels_->lanes) / best * 1e-9;
+}
+
 std::string Engine::table() {
   Locked locked(*this);
   std::string text = "[";

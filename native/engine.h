@@ -21,6 +21,7 @@ class Engine {
 
   const Shape& output() const { return program_.shapes.back(); }
   const Kernels& kernels() const { return *kernels_; }
+  double peak() const;
   int64_t workspace_bytes();
   int64_t packed_bytes();
   std::string table();

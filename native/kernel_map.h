@@ -90,6 +90,19 @@ void pool_row(const PoolRowArgs& args) {
   for (ptrdiff_t o = 0; o < args.outputs; o++) args.out[o] *= args.scale[o] * args.row_scale;
 }
 
+// The multiply-adds that the processor could do if nothing had to be loaded.
+float multiply_adds(int64_t rounds) {
+  Vec sum[kChains];
+  for (int i = 0; i < kChains; i++) sum[i] = broadcast(float(i));
+  const Vec factor = broadcast(float(rounds) * 1e-12f);
+  for (int64_t round = 0; round < rounds; round++)
+#pragma GCC unroll 16
+    for (int i = 0; i < kChains; i++) sum[i] = sum[i] * factor + factor;
+  Vec all{};
+  for (int i = 0; i < kChains; i++) all += sum[i];
+  return all[0];
+}
+
 void interleave(const float* x, ptrdiff_t pitch, int images, float* out, ptrdiff_t pixels) {
   for (ptrdiff_t begin = 0; begin < pixels; begin += 16) {
     const ptrdiff_t end = begin + 16 < pixels ? begin + 16 : pixels;

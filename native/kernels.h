@@ -181,9 +181,12 @@ struct PoolRowArgs {
   float row_scale;
 };
 
+constexpr int kChains = 10;  // sums that don't wait for each other: more than multiply-adds are under way at once
+
 struct Kernels {
   const char* name;
   int lanes;
+  float (*multiply_adds)(int64_t rounds);  // kChains vectors of them a round, out of registers
   int pattern_rows, pattern_vectors;  // output channels that the pattern kernel computes at once, and its largest tile
   ConvKernel conv[kTileCount][2];  // [tile][stride - 1]; a tile of vectors only has no stride
   void (*map)(const MapArgs&);

@@ -79,6 +79,8 @@ int64_t splore_workspace(const splore_engine* engine) { return const_cast<splore
 
 int64_t splore_packed(const splore_engine* engine) { return const_cast<splore_engine*>(engine)->engine.packed_bytes(); }
 
+double splore_peak(const splore_engine* engine) { return engine->engine.peak(); }
+
 int64_t splore_table(splore_engine* engine, char* text, int64_t size) {
   std::string table;
   if (guarded(nullptr, 0, [&] { table = engine->engine.table(); })) table = "[]";

@@ -255,7 +255,7 @@ def test_summary_shows_each_operation():
     engine(torch.randn(4, 3, 16, 16))
     lines = engine.summary().splitlines()
     assert "2 threads, batch 4" in lines[0]
-    assert lines[1].split() == ["operation", "name", "output", "weight", "kernel", "ms", "GMAC/s"]
+    assert lines[1].split() == ["operation", "name", "output", "weight", "kernel", "ms", "GMAC/s", "of", "peak"]
     (row,) = [line for line in lines if "stage1.0.conv2" in line]
     assert row.startswith("conv 3x3 + add + relu") and "16x16x16" in row and "rank 2 + " in row
     assert "stored multiply-adds an image" in lines[-1]

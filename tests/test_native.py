@@ -207,6 +207,17 @@ def test_a_timed_plan_equals_the_reference(monkeypatch):
     rows = engine.table()
     assert [row["op"] for row in rows] == [-1, 0, 1, 2, -2]
     assert all(row["ms"] > 0 for row in rows) and rows[2]["macs"] > 0
+    for row in rows:
+        assert row["peak_share"] == pytest.approx(row["gmacs_per_s"] / (row["threads"] * engine.peak))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_no_kernel_beats_the_peak(isa, monkeypatch):
+    monkeypatch.delenv("SPLORE_PLAN")
+    engine = NativeProgram(conv_program(0, 64, 64, (8, 8), 3, 0.5, 0), isa)
+    assert engine.peak > 0.1
+    shares = [row["peak_share"] for row in planned(engine.program, isa) if row["macs"]]
+    assert shares and all(0 < share < 1.2 for share in shares)  # clocks drift between the two
 
 
 @pytest.mark.parametrize("side", [(8, 8), (5, 7), (14, 28), (3, 4), (9, 9)])

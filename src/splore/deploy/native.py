@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import threading
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +97,7 @@ def load_library() -> ctypes.CDLL:
         "splore_isa": (text, engine),
         "splore_workspace": (ctypes.c_int64, engine),
         "splore_packed": (ctypes.c_int64, engine),
+        "splore_peak": (ctypes.c_double, engine),
         "splore_table": (ctypes.c_int64, engine, text, ctypes.c_int64),
         "splore_destroy": (None, engine),
     }
@@ -157,7 +158,8 @@ class NativeProgram:
 
     def table(self) -> list[dict]:
         """The last plan, a row for each step: the operation `op` (-1 is the way in, -2 the way out) and its `name`, the
-        `kernel`, the `images` and `threads` of a step, `ms`, `macs` (multiply-adds done) and `gmacs_per_s`."""
+        `kernel`, the `images` and `threads` of a step, `ms`, `macs` (multiply-adds done), `gmacs_per_s`, and
+        `peak_share`, the part of what these threads could do if nothing had to be loaded."""
         size = self._library.splore_table(self._engine, None, 0)
         text = ctypes.create_string_buffer(size)
         self._library.splore_table(self._engine, text, size)
@@ -165,9 +167,15 @@ class NativeProgram:
         for row in rows:
             nanoseconds = row.pop("nanoseconds")
             row["ms"] = nanoseconds / 1e6
-            row["gmacs_per_s"] = row["macs"] / max(nanoseconds, 1)
+            row["gmacs_per_s"] = row["macs"] / nanoseconds if nanoseconds else 0.0
+            row["peak_share"] = row["gmacs_per_s"] / (row["threads"] * self.peak)
             row["name"] = self.program.ops[row["op"]].name if row["op"] >= 0 else row["kernel"]
         return rows
+
+    @cached_property
+    def peak(self) -> float:
+        """10^9 multiply-adds a second that one thread reaches out of registers alone, measured when first asked for."""
+        return self._library.splore_peak(self._engine)
 
     @property
     def isa(self) -> str:

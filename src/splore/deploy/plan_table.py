@@ -7,16 +7,17 @@ from splore.deploy.program import Conv, Op, Pool, Program, Shape
 
 
 def of_program(program: Program, heading: str, steps: Iterable[Mapping[str, Any]]) -> str:
-    """Each operation with its output, its weight, the kernel that was chosen, ms a batch, and multiply-adds a second.
+    """Each operation with its output, its weight, the kernel that was chosen, ms, and multiply-adds a second, also as a
+    share of what the threads could do if nothing had to be loaded.
 
     `steps` is the table of the native program; an operation may take several steps, or share one with another.
     """
     by_op: dict[object, list[Mapping[str, Any]]] = {}
     for step in steps:
         by_op.setdefault(step["op"], []).append(step)
-    rows = [("operation", "name", "output", "weight", "kernel", "ms", "GMAC/s")]
+    rows = [("operation", "name", "output", "weight", "kernel", "ms", "GMAC/s", "of peak")]
     for step in by_op.get(-1, []):
-        rows.append((str(step["kernel"]), "", "x".join(map(str, program.input)), "", "", _number(step["ms"]), ""))
+        rows.append((str(step["kernel"]), "", "x".join(map(str, program.input)), "", "", *_speed([step])))
     for index, (op, shape) in enumerate(zip(program.ops, program.shapes[1:], strict=True)):
         own = by_op.get(index, [])
         kernel = "; ".join(str(step["kernel"]) for step in own)
@@ -31,16 +32,19 @@ def of_program(program: Program, heading: str, steps: Iterable[Mapping[str, Any]
             )
         )
     for step in by_op.get(-2, []):
-        rows.append((str(step["kernel"]), "", "x".join(map(str, program.output)), "", "", _number(step["ms"]), ""))
+        rows.append((str(step["kernel"]), "", "x".join(map(str, program.output)), "", "", *_speed([step])))
     total = sum(float(step["ms"]) for own in by_op.values() for step in own)
     last = f"{len(program.ops)} operations, {program.multiply_adds / 1e6:.4g} M stored multiply-adds an image"
     return "\n".join([heading, *_aligned(rows), last + (f", {total:.4g} ms in all" if by_op else "")])
 
 
-def _speed(steps: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """ms and 10^9 multiply-adds a second of an operation's steps."""
+def _speed(steps: Sequence[Mapping[str, Any]]) -> tuple[str, str, str]:
+    """ms, 10^9 multiply-adds a second and the share of the peak of an operation's steps."""
     ms, macs = (sum(float(step[key]) for step in steps) for key in ("ms", "macs"))
-    return (_number(ms) if steps else ""), (_number(macs / ms / 1e6) if macs and ms else "")
+    if not macs or not ms:
+        return (_number(ms) if steps else ""), "", ""
+    share = sum(step["ms"] * step["peak_share"] for step in steps) / ms
+    return _number(ms), _number(macs / ms / 1e6), f"{100 * share:.0f} %"
 
 
 def of_torch(reasons: Mapping[str, str]) -> str:
