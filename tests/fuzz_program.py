@@ -38,6 +38,8 @@ HOSTILE = (
 HANGS = 120  # seconds after which a file counts as a hang: every thread's stack is printed, and the process ends
 MOST = 1024  # MiB of memory that the process may reach; the files are a few KiB, and what runs is SMALL
 SMALL = 3_000_000  # multiply-adds and elements up to which a valid file is run
+BATCHES = (1, 3, 17)  # of both layouts
+KERNELS = ("", "sparse", "pattern", "dense", "gathered")  # that valid files are run by
 
 
 def flip_bytes(data: bytes, rng: np.random.Generator) -> bytes:
@@ -176,7 +178,7 @@ def check(path: Path, run: Callable[[Program, np.ndarray], np.ndarray]) -> str:
     if cost + padded > SMALL:
         return "valid, too big to run"
     with np.errstate(all="ignore"):
-        run(program, np.zeros((1 + cost % 3, *program.input), np.float32))
+        run(program, np.zeros((BATCHES[cost % len(BATCHES)], *program.input), np.float32))
     return "valid"
 
 
@@ -196,7 +198,13 @@ def native_or_reference() -> tuple[str, Callable[[Program, np.ndarray], np.ndarr
         load_library()
     except (ImportError, OSError, RuntimeError) as error:
         return f"the NumPy reference, because the native library can't be loaded: {error}", reference.run
-    return "the native library", lambda program, x: NativeProgram(program).run(x)
+
+    def run(program: Program, x: np.ndarray) -> np.ndarray:
+        engine = NativeProgram(program)
+        engine.force(KERNELS[program.multiply_adds % len(KERNELS)])
+        return engine.run(x)
+
+    return "the native library", run
 
 
 def fuzz(files: int, seed: int, directory: Path, run: Callable, seconds: float = float("inf")) -> Counter[str]:
