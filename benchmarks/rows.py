@@ -8,7 +8,8 @@ from splore.measure.provenance import provenance
 
 
 def add_row(path: Path, row: dict, key: Sequence[str]) -> None:
-    """Adds a row, in the place of the one that has the same values under `key`."""
+    """Adds a row, in the place of the one of the same hardware that has the same values under `key`."""
+    row = row | provenance()
     rows = json.loads(path.read_text()) if path.exists() else []
-    kept = [old for old in rows if any(old.get(name) != row.get(name) for name in key)]
-    path.write_text(json.dumps([*kept, row | provenance()], indent=1) + "\n")
+    kept = [old for old in rows if any(old.get(name) != row.get(name) for name in (*key, "hardware"))]
+    path.write_text(json.dumps([*kept, row], indent=1) + "\n")
