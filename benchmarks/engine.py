@@ -27,7 +27,7 @@ from splore.deploy.engine import Engine, compile, run_torch
 from splore.measure.provenance import provenance
 
 TOLERANCE = 1e-4  # of the largest result, for the engine and for every peer
-SAMPLE = 0.02  # seconds that a timed sample takes at least, as a sum of runs
+SAMPLE = 0.05  # seconds that a timed sample takes at least, as a sum of runs
 PAUSE = 0.01  # seconds between two samples, at least
 
 
@@ -110,7 +110,8 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def interleaved_ms(runs: dict[str, Run], x: np.ndarray, repeats: int) -> dict[str, list[float]]:
-    """ms a run, `repeats` samples of each. An untimed run before each sample brings the weights back into the cache."""
+    """ms a run, `repeats` samples of each. As many untimed runs before bring weights into the caches and clocks up, for
+    every runtime as long."""
     counts = {}
     for name, run in runs.items():
         run(x)
@@ -121,7 +122,8 @@ def interleaved_ms(runs: dict[str, Run], x: np.ndarray, repeats: int) -> dict[st
     for _ in range(repeats):
         for name, run in runs.items():
             wait_for_idle_threads()
-            run(x)
+            for _ in range(counts[name]):
+                run(x)
             start = time.perf_counter()
             for _ in range(counts[name]):
                 run(x)
