@@ -53,12 +53,14 @@ std::vector<TileShape> ConvStep::shapes(size_t most, int most_vectors) const {
 }
 
 // Input channels whose part of a tile fits into so many bytes.
-int64_t ConvStep::block_for(TileShape s, int64_t bytes) const {
+int64_t ConvStep::block_for(TileShape s, bool inside, int64_t bytes) const {
   const Window& w = op_.window;
   const int64_t reach_h = (s.rows - 1) * w.stride_h + (w.kernel_h - 1) * w.dilation_h + 1;
   const int64_t reach_w = (s.columns - 1) * w.stride_w + (w.kernel_w - 1) * w.dilation_w + 1;
   int64_t floats = reach_h * reach_w * layout_.lanes;
-  if (layout_.pixels)  // a run of the flattened plane, and what the taps reach beyond it
+  if (inside)
+    floats = s.rows * s.columns * layout_.lanes;
+  else if (layout_.pixels)  // a run of the flattened plane, and what the taps reach beyond it
     floats = s.columns * layout_.lanes + std::min(w.kernel_h, (w.kernel_h - 1) * w.dilation_h) * (in_.row + layout_.lanes);
   const int64_t channels = in_.shape.c;
   const int64_t fit = std::max<int64_t>(1, bytes / (floats * 4));
@@ -89,6 +91,14 @@ std::vector<ConvChoice> ConvStep::candidates() const {
   return list;
 }
 
+// Whether a tile is the whole map, and the window's taps see its borders.
+bool ConvStep::may_stay_inside(TileShape s) const {
+  const Window& w = op_.window;
+  return !layout_.pixels && may_be_inside(s.rows, s.columns) && s.rows == map_.shape.h && s.columns == map_.shape.w &&
+         in_.shape.h == map_.shape.h && in_.shape.w == map_.shape.w && w.kernel_h == 3 && w.kernel_w == 3 && w.stride_h == 1 &&
+         w.stride_w == 1 && w.dilation_h == 1 && w.dilation_w == 1 && w.top == 1 && w.left == 1;
+}
+
 // Whether neighbouring output channels often have entries in the same column.
 bool ConvStep::may_have_patterns() const {
   const int64_t n = op_.weight.n / op_.groups, k = in_.shape.c / op_.groups * op_.window.taps();
@@ -105,7 +115,7 @@ void ConvStep::add_blocks(ConvChoice c, std::vector<ConvChoice>& list) const {
   auto block = [&](int64_t bytes) {
     // An output channel of a grouped convolution reads few channels: they are in the cache anyhow.
     if (!c.gathered && op_.groups > 1) return channels;
-    if (!c.gathered) return block_for(shape, bytes);
+    if (!c.gathered) return block_for(shape, c.inside, bytes);
     const int64_t fit = std::max<int64_t>(1, bytes / (op_.window.taps() * vectors * layout_.lanes * 4));
     const int64_t blocks = std::min(kMostBlocks, (channels + fit - 1) / fit);
     return (channels + blocks - 1) / blocks;
@@ -114,21 +124,22 @@ void ConvStep::add_blocks(ConvChoice c, std::vector<ConvChoice>& list) const {
   const bool try_dense = may_fold && (density > 0.1 || w.rank * (w.n + k) > w.n * k / 3 || k <= 64 || !w.rank);
   const bool try_sparse = !may_fold || density < 0.75;
   std::set<int64_t> seen;
-  if (try_sparse) {
-    c.dense = false;
+  for (const bool inside : {false, true}) {
+    if (!try_sparse || (inside && (c.pattern || c.gathered || !nonzeros_ || !may_stay_inside(shape)))) continue;
+    c.dense = false, c.inside = inside;
     c.dense_finish = !c.pattern && w.rank && (w.rank >= 8 || !nonzeros_);
     // The first level of the cache, with more of it or less for other things, and the second. Small blocks need enough entries
     // of a row to pay.
     for (const int64_t bytes : {2 * kFirstLevel, kFirstLevel * 3 / 2, kFirstLevel, kSecondLevel}) {
       c.block_channels = block(bytes);
       const double entries = row_entries * double(c.block_channels) / double(channels);
-      const bool pays = bytes == kSecondLevel || row_entries == 0 || entries * double(vectors) >= 48;
+      const bool pays = bytes == kSecondLevel || row_entries == 0 || (inside ? entries >= 36 : entries * double(vectors) >= 48);
       if (pays && seen.insert(c.block_channels).second) list.push_back(c);
     }
+    seen.clear();
   }
-  seen.clear();
   if (try_dense && !c.pattern) {
-    c.dense = true, c.dense_finish = false;
+    c.dense = true, c.inside = c.dense_finish = false;
     for (const int64_t bytes : {kFirstLevel, 4 * kFirstLevel}) {
       c.block_channels = block(bytes);
       if (seen.insert(c.block_channels).second) list.push_back(c);

@@ -59,7 +59,7 @@ void ConvStep::choose(const ConvChoice& choice) {
   if (!choice.gathered) offsets = offsets_in_place();
   const PackRequest request{in_.shape.c, op_.window.taps(), choice.block_channels, choice.parts, tile_floats,
                             choice.gathered, choice.dense, choice.dense_finish,
-                            choice.pattern ? kernels_.pattern_rows : 0, &offsets};
+                            choice.pattern ? kernels_.pattern_rows : 0, choice.inside, &offsets};
   packed_.reset();
   if (choice.dense && folded_.empty()) folded_ = fold(op_);
   if (!choice.dense && !matrix_) matrix_ = std::make_unique<SparseMatrix>(op_, in_.shape.c);
@@ -225,6 +225,7 @@ std::string ConvStep::describe(const ConvChoice& choice) const {
   const TileShape shape = kTiles[choice.tile];
   std::string text = choice.dense ? "dense" : choice.pattern ? "pattern" : "sparse";
   if (!choice.dense && op_.weight.rank) text = nonzeros_ ? "low rank + " + text : "low rank";
+  if (choice.inside) text += " inside";
   if (choice.dense_finish) text += " A dense";
   text += " " + std::to_string(shape.rows) + "x" + std::to_string(shape.columns);
   text += " block " + std::to_string(choice.block_channels);

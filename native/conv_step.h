@@ -17,6 +17,7 @@ struct ConvChoice {
   bool dense = false;          // all parts of the weight folded; else the sparse stream
   bool gathered = false;       // the tile is copied into columns first
   bool pattern = false;        // the stream of some output channels at once
+  bool inside = false;         // the stream, without what comes from the border
   bool dense_finish = false;   // A by the dense kernel; else as more entries in each row of the stream
 };
 
@@ -62,8 +63,9 @@ class ConvStep : public Step {
   std::vector<int32_t> offsets_in_place() const;
   std::vector<TileShape> shapes(size_t most, int most_vectors) const;
   bool may_have_patterns() const;
+  bool may_stay_inside(TileShape s) const;
   void add_blocks(ConvChoice c, std::vector<ConvChoice>& list) const;
-  int64_t block_for(TileShape shape, int64_t bytes) const;
+  int64_t block_for(TileShape shape, bool inside, int64_t bytes) const;
   void prepare_gather();
   void pool_tile(const ConvPart& part, const Place& at, const float* tile, float* arena) const;
 

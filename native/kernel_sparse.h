@@ -27,6 +27,32 @@ SPLORE_INLINE void prefetch(const Ahead& ahead, ptrdiff_t pitch, int channel) {
 constexpr int kLine = 64 / sizeof(Entry);
 constexpr int kEntriesAhead = 32 * kLine;  // half a page: the processor's own prefetch stops at the end of each
 
+// The entries of the taps from TAP on, for the outputs that see more than the border through them.
+template <int TAP, int R, int C, int STEP, int U>
+SPLORE_INLINE const Entry* add_inside(const Entry* entry, const int32_t* counts, const Corner<R, C, STEP>& x,
+                                      Vec (&sum)[U][R * C]) {
+  if constexpr (TAP < kInsideTaps) {
+    constexpr int down = TAP / 3 - 1, right = TAP % 3 - 1;
+    const auto add = [&](Vec(&to)[R * C], const Entry& e) __attribute__((always_inline)) {
+      const Vec w = broadcast(e.value);
+      const ptrdiff_t offset = e.offset;
+#pragma GCC unroll 16
+      for (int v = 0; v < R * C; v++) {
+        const int row = v / C + down, column = v % C + right;
+        if (row >= 0 && row < R && column >= 0 && column < C) to[v] += x.at(v, offset) * w;
+      }
+    };
+    const Entry* end = entry + counts[TAP];
+    if constexpr (U > 1)
+      for (; end - entry >= U; entry += U)
+#pragma GCC unroll 8
+        for (int u = 0; u < U; u++) add(sum[u], entry[u]);
+    for (; entry < end; entry++) add(sum[0], *entry);
+    entry = add_inside<TAP + 1>(entry, counts, x, sum);
+  }
+  return entry;
+}
+
 // Row after row of S: a broadcast, an offset and T multiply-adds for each non-zero. Few vectors would wait for each other,
 // so there U entries go to sums of their own.
 template <int R, int C, int STEP>
@@ -56,6 +82,8 @@ SPLORE_INLINE void sparse_rows(const SparseBlock& block, const Corner<R, C, STEP
     const Entry* end = entry + block.rows[i].entries;
     if (sink.args.fetch_entries)
       for (const Entry* line = entry; line < end; line += kLine) __builtin_prefetch(line + kEntriesAhead, 0, 2);
+    if constexpr (STEP == 1 && may_be_inside(R, C))
+      if (block.tap_counts) entry = add_inside<0>(entry, block.tap_counts + ptrdiff_t(i) * kInsideTaps, x, sum);
     if constexpr (U > 1)
       for (; end - entry >= U; entry += U)
 #pragma GCC unroll 8

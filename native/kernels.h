@@ -25,8 +25,13 @@ struct SparseRow {
 struct SparseBlock {
   const SparseRow* rows;
   const Entry* entries;
+  const int32_t* tap_counts;  // kInsideTaps for each row, whose entries are sorted by tap, if the tile is the whole map; else null
   int32_t row_count;
 };
+
+// A tile that is the whole map under a 3 x 3 window knows which outputs see nothing but the border through a tap.
+constexpr int kInsideTaps = 9;
+constexpr bool may_be_inside(int rows, int columns) { return rows == columns && rows <= 4; }
 
 // What the pattern kernel reads of a block, group after group of output channels: the first channel, the number of columns of
 // each pattern, and the columns, each an offset and the values of its rows. In the last block A's columns follow, with

@@ -127,7 +127,8 @@ ConvChoice Slice::fastest(Team& team, ConvStep& conv, const Step& before, const 
   if (list.empty()) list = all;
   if (hasty_ || list.size() == 1) return list.front();
   const auto same_tile = [](const ConvChoice& a, const ConvChoice& b) {
-    return a.tile == b.tile && a.dense == b.dense && a.gathered == b.gathered && a.parts == b.parts && a.pattern == b.pattern;
+    return a.tile == b.tile && a.dense == b.dense && a.gathered == b.gathered && a.parts == b.parts && a.pattern == b.pattern &&
+           a.inside == b.inside;
   };
   std::vector<double> times(list.size());
   double least = 1e30;

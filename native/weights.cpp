@@ -168,14 +168,26 @@ void PackedConv::pack_sparse(const SparseMatrix& matrix, const PackRequest& requ
       for (int32_t i : order) {
         if (!count(i) && !needed) break;
         rows.push_back({i, int32_t(count(i))});
-        for (uint32_t e = first(i); e < first(i) + count(i); e++) entries.push_back({matrix.values[e], offsets[matrix.columns[e]]});
+        const auto add = [&](uint32_t e) { entries.push_back({matrix.values[e], offsets[matrix.columns[e]]}); };
+        const uint32_t end = first(i) + count(i);
+        if (!request.inside) {
+          for (uint32_t e = first(i); e < end; e++) add(e);
+          continue;
+        }
+        for (int tap = 0; tap < kInsideTaps; tap++) {
+          const size_t before = entries.size();
+          for (uint32_t e = first(i); e < end; e++)
+            if (int(matrix.columns[e] % kInsideTaps) == tap) add(e);
+          tap_counts.push_back(int32_t(entries.size() - before));
+        }
       }
       piece.row_count = rows.size() - piece.row;
       pieces.push_back(piece);
     }
   }
   for (const Piece& piece : pieces)
-    sparse.push_back({rows.data() + piece.row, entries.data() + piece.entry, int32_t(piece.row_count)});
+    sparse.push_back({rows.data() + piece.row, entries.data() + piece.entry,
+                      request.inside ? tap_counts.data() + piece.row * kInsideTaps : nullptr, int32_t(piece.row_count)});
   for (size_t p = 0; p < parts.size(); p++) parts[p].sparse = sparse.data() + p * block_count;
 }
 
@@ -236,7 +248,7 @@ void PackedConv::pack_patterns(const SparseMatrix& matrix, const PackRequest& re
 
 int64_t PackedConv::bytes() const {
   return int64_t(offsets.size() * 4 + b.size() * 4 + dense.size() * 4 + a_packed.size() * 4 + rows.size() * sizeof(SparseRow) +
-                 entries.size() * sizeof(Entry) + words.size() * sizeof(Word));
+                 entries.size() * sizeof(Entry) + tap_counts.size() * 4 + words.size() * sizeof(Word));
 }
 
 }  // namespace splore

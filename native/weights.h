@@ -79,6 +79,7 @@ struct PackRequest {
   bool dense;               // all parts folded
   bool dense_finish;        // A by the dense kernel
   int pattern_rows;         // output channels of a group of the pattern kernel, 0 for the others
+  bool inside;              // entries sorted by tap
   const std::vector<int32_t>* offsets;  // of each of the k columns
 };
 
@@ -90,6 +91,7 @@ struct PackedConv {
   AlignedVector<float> b, dense, a_packed;
   AlignedVector<SparseRow> rows;
   AlignedVector<Entry> entries;
+  std::vector<int32_t> tap_counts;
   std::vector<PatternBlock> patterns;  // [part][block]
   AlignedVector<Word> words;
   int64_t most_columns = 0;  // of a block

@@ -39,7 +39,7 @@ HANGS = 120  # seconds after which a file counts as a hang: every thread's stack
 MOST = 1024  # MiB of memory that the process may reach; the files are a few KiB, and what runs is SMALL
 SMALL = 3_000_000  # multiply-adds and elements up to which a valid file is run
 BATCHES = (1, 3, 17)  # of both layouts
-KERNELS = ("", "sparse", "pattern", "dense", "gathered")  # that valid files are run by
+KERNELS = ("", "sparse", "inside", "pattern", "dense", "gathered")  # that valid files are run by
 
 
 def flip_bytes(data: bytes, rng: np.random.Generator) -> bytes:

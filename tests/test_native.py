@@ -156,6 +156,31 @@ def test_patterns_equal_the_reference(
         assert all("pattern" in step["kernel"] for step in steps if step["name"] == "patterns")
 
 
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 1 << 20),
+    channels=st.tuples(st.sampled_from([1, 7, 150]), st.integers(4, 40)),
+    side=st.sampled_from([1, 2, 4]),
+    density=st.sampled_from([0.05, 0.3, 0.6]),
+    rank=st.integers(0, 9),
+    images=st.integers(1, 40),
+    threads=st.sampled_from([1, 2]),
+    isa=st.sampled_from(ISAS or [None]),
+)
+def test_a_tile_that_is_the_whole_map(seed, channels, side, density, rank, images, threads, isa):
+    c, n = channels
+    program = conv_program(seed, c, n, (side, side), 3, density, min(rank, n))
+    rng = np.random.default_rng(seed)
+    sparse = random_sparse(rng, n, 9 * n, density)
+    sparse["values"] /= np.float32(3 * n**0.5)
+    again = Conv("again", (2, 2), Weight(**sparse), floats(rng, n), (3, 3), pad=(1,) * 4, act=random_act(rng))
+    program = Program(program.input, (*program.ops[:2], again))
+    expect_equal(program, images, threads, isa, "inside")
+    for step in planned(program, isa, "inside"):
+        nonzeros = {op.name: op.weight.values.size for op in program.ops[1:]}.get(step["name"])
+        assert not nonzeros or "inside" in step["kernel"] or step["kernel"] == "map"
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("kernel", ["sparse", "pattern"])
 def test_a_convolution_larger_than_the_caches(isa, kernel):
@@ -171,8 +196,10 @@ def test_strided_gathers(isa, side, stride):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("kernel", ["sparse", "pattern", "dense", "2x2", "2x4", "2x8", "4x4", "block 8 ", "gathered"])
-@pytest.mark.parametrize("side, stride", [((8, 12), 1), ((2, 2), 1), ((20, 12), 2), ((18, 24), 3)])
+@pytest.mark.parametrize(
+    "kernel", ["sparse", "pattern", "inside", "dense", "2x2", "2x4", "2x8", "4x4", "block 8 ", "gathered"]
+)
+@pytest.mark.parametrize("side, stride", [((8, 12), 1), ((2, 2), 1), ((4, 4), 1), ((20, 12), 2), ((18, 24), 3)])
 def test_a_convolution_pools_its_own_tiles(isa, kernel, side, stride):
     rng = np.random.default_rng(5)
     program = conv_program(4, 20, 13, side, 3, 0.2, 3, stride)
