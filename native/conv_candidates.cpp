@@ -105,7 +105,7 @@ bool ConvStep::may_have_patterns() const {
   return n >= kernels_.pattern_rows && double(nonzeros_) > 0.1 * double(op_.weight.n * k);
 }
 
-// The choice with each size of block, sparse (or in patterns) and dense.
+// The choice with each size of block: sparse (or in patterns), inside the map, and dense.
 void ConvStep::add_blocks(ConvChoice c, std::vector<ConvChoice>& list) const {
   const Weight& w = op_.weight;
   const TileShape shape = kTiles[c.tile];
