@@ -55,8 +55,11 @@ wheel: setup  ## build the wheel for all Pythons, which needs no compiler where 
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/wheel/splore-*.whl
 
-docs: setup  ## make the tables of results in docs/ from the runs' JSON
+docs: setup  ## make the tables and curves of results in docs/ from the runs' JSON
+	$(BIN)/python -m pip install --quiet "matplotlib>=3.9"
 	$(BIN)/python benchmarks/table.py > docs/results.md
+	echo >> docs/results.md
+	$(BIN)/python benchmarks/paper/table.py --plots docs >> docs/results.md
 
 clean:  ## remove .venv and what was built
 	rm -rf .venv build dist

@@ -65,13 +65,14 @@ def ablations(found: list[dict]) -> list[dict]:
     ]
 
 
-def plot(found: list[dict], folder: Path) -> None:
-    """Accuracy against parameters kept and against bytes, a picture for each net and number of epochs."""
+def plot(found: list[dict], folder: Path) -> list[str]:
+    """Accuracy against parameters kept and against bytes, a picture for each net and number of epochs; their names."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    names = []
     for net, epochs in sorted({(row["net"], row["epochs"]) for row in found}):
         figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
         for axis, key, label in zip(axes, ("kept", "bytes"), ("parameters kept", "bytes on disk"), strict=True):
@@ -87,7 +88,9 @@ def plot(found: list[dict], folder: Path) -> None:
         axes[0].set_ylabel("accuracy in %")
         axes[1].legend(frameon=False)
         figure.suptitle(f"{net}, {epochs} epochs: mean and spread over the seeds")
-        figure.savefig(folder / f"paper_{net}_{epochs}.svg")
+        names.append(f"paper_{net}_{epochs}.svg")
+        figure.savefig(folder / names[-1])
+    return names
 
 
 def percent(mean: float, spread: float | None) -> str:
@@ -101,6 +104,7 @@ def main() -> None:
     parser.add_argument("--plots", type=Path, help="draw the curves into this folder")
     args = parser.parse_args()
     found = rows(args.results)
+    print("## Dense, low rank, sparse and both\n\nEqual epochs and images; last epoch; `benchmarks/paper/`.\n")
     print("| net | method | kept | accuracy | dense | epochs | seeds | on disk | hardware |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for row in found:
@@ -113,7 +117,8 @@ def main() -> None:
             )
     changed = ablations(found)
     if changed:
-        print("\n| net | `best`, but | kept | accuracy | difference | epochs | seeds |")
+        print("\n## What matters\n\n`best` with one thing changed, beside `best`.\n")
+        print("| net | `best`, but | kept | accuracy | difference | epochs | seeds |")
         print("| --- | --- | --- | --- | --- | --- | --- |")
     for row in changed:
         print(
@@ -123,8 +128,8 @@ def main() -> None:
         )
     if args.json:
         Path(args.json).write_text(json.dumps(found, indent=1) + "\n")
-    if args.plots:
-        plot(found, args.plots)
+    for name in plot(found, args.plots) if args.plots else []:
+        print(f"\n![accuracy by parameters kept, and by bytes]({name})")
 
 
 if __name__ == "__main__":
