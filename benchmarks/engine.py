@@ -114,6 +114,7 @@ def interleaved_ms(runs: dict[str, Run], x: np.ndarray, repeats: int) -> dict[st
     every runtime as long."""
     counts = {}
     for name, run in runs.items():
+        wait_for_idle_threads()
         run(x)
         start = time.perf_counter()
         run(x)

@@ -152,9 +152,9 @@ std::string ConvStep::signature() const {
   const double elements = double(op_.weight.n * in_.shape.c * w.taps());
   const int64_t density = std::lround(40.0 * double(nonzeros_) / elements);
   std::string text;
-  for (int64_t x : {in_.shape.c, in_.shape.h, in_.shape.w, map_.shape.c, w.kernel_h, w.kernel_w, w.stride_h, w.stride_w,
+  for (int64_t x : {in_.shape.c, in_.shape.h, in_.shape.w, map_.shape.c, map_.shape.h, map_.shape.w, w.kernel_h, w.kernel_w, w.stride_h, w.stride_w,
                     w.dilation_h, w.dilation_w, w.top, w.left, op_.groups, op_.weight.rank, density,
-                    int64_t(residual_ != nullptr), int64_t(second != nullptr), int64_t(pooled_), int64_t(in_.plane), int64_t(map_.plane)})
+                    int64_t(residual_ != nullptr), int64_t(residual_ == &map_), int64_t(second != nullptr), int64_t(pooled_), int64_t(in_.plane), int64_t(map_.plane)})
     text += std::to_string(x) + ",";
   return text;
 }

@@ -54,6 +54,8 @@ std::vector<int32_t> ConvStep::offsets_in_place() const {
 void ConvStep::choose(const ConvChoice& choice) {
   choice_ = choice;
   const TileShape shape = kTiles[choice.tile];
+  const bool fits = layout_.pixels ? shape.columns <= map_.vectors : shape.rows <= map_.shape.h && shape.columns <= map_.shape.w;
+  if (!fits || (choice.inside && !may_stay_inside(shape))) throw Error("a kernel was chosen that does not fit the map");
   const int tile_floats = shape.rows * shape.columns * layout_.lanes;
   std::vector<int32_t> offsets;
   if (!choice.gathered) offsets = offsets_in_place();
@@ -218,7 +220,9 @@ int64_t ConvStep::multiply_adds() const {
   const int64_t pixels = map_.shape.h * map_.shape.w;
   const Weight& w = op_.weight;
   if (choice_.dense) return w.n * w.k * pixels;
-  return (nonzeros_ + w.rank * (w.n + w.k)) * pixels;
+  // Inside the map a tap down or right, up or left, sees a row or a column less.
+  const int64_t sparse = choice_.inside ? nonzeros_ * (3 * map_.shape.h - 2) * (3 * map_.shape.w - 2) / kInsideTaps : nonzeros_ * pixels;
+  return sparse + w.rank * (w.n + w.k) * pixels;
 }
 
 std::string ConvStep::describe(const ConvChoice& choice) const {

@@ -213,6 +213,35 @@ def test_a_convolution_pools_its_own_tiles(isa, kernel, side, stride):
         assert sum("pooled" in step["kernel"] for step in steps) == pooled
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kernel", ["", "inside"])
+def test_maps_of_one_size_in_memory_have_their_own_kernels(isa, kernel):
+    rng = np.random.default_rng(0)
+    wide = Weight(dense=floats(rng, 32, 27))
+    ops = (
+        Conv("low", (0,), wide, floats(rng, 32), (3, 3), pad=(1, 1, 1, 1)),
+        Conv("flat", (0,), wide, floats(rng, 32), (3, 3), pad=(1, 1, 0, 21)),
+    )
+    expect_equal(Program((3, 2, 20), ops), 16, isa=isa, kernel=kernel)
+    sparse = Weight(**random_sparse(rng, 6, 54, 0.4))
+    ops = (
+        Conv("whole", (0,), sparse, floats(rng, 6), (3, 3), pad=(1, 1, 1, 1)),
+        Conv("border", (1,), Weight(dense=floats(rng, 6, 24)), floats(rng, 6), (2, 2), pad=(0, 0, 1, 1)),
+        Conv("larger", (0,), sparse, floats(rng, 6), (3, 3), pad=(1, 1, 2, 2)),
+    )
+    expect_equal(Program((6, 4, 4), ops), 16, isa=isa, kernel=kernel)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kernel", ["", "2x8"])
+def test_a_residual_that_is_read_again_and_one_that_is_not(isa, kernel):
+    rng = np.random.default_rng(0)
+    weight = Weight(**random_sparse(rng, 6, 6, 0.5))
+    convs = [Conv(f"{i}", inputs, weight, floats(rng, 6)) for i, inputs in enumerate([(0,), (1,), (2, 1), (3, 1)])]
+    for threads in (1, 2):
+        expect_equal(Program((6, 28, 28), tuple(convs)), 16, threads, isa, kernel)
+
+
 def halved(x: int) -> Pool:
     return Pool("halved", (x,), "max", (2, 2), (2, 2))
 

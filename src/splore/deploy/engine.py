@@ -107,7 +107,7 @@ class Engine:
         return "\n\n".join(parts)
 
     def steps(self) -> list[dict]:
-        """The native steps for the batch that ran last: each with `name`, `kernel`, `ms`, `macs`, `gmacs_per_s`."""
+        """The native steps for the batch that ran last: `name`, `kernel`, `ms`, `macs`, `gmacs_per_s`, `peak_share`."""
         return [step for segment in self._segments if isinstance(segment, ProgramSegment) for step in segment.steps()]
 
     def as_module(self) -> "nn.Module":
