@@ -58,7 +58,7 @@ ABLATIONS = {
     "by-relative": ["--cut.score=relative"],
     "by-energy": ["--cut.score=energy_share"],
     "stale-norm": ["--cut.recalibrate_batches=0"],
-    "finetune-third": [],
+    "finetune-half": [],
     "finetune-most": [],
     "distilled": ["--baseline=true", "--finetune.distill=0.5"],
 }
@@ -70,8 +70,8 @@ def derived(method: str, base: Recipe) -> list[str]:
     l1, epochs = base.train.l1, base.train.epochs + base.finetune.epochs
     if method in ("l1-x3", "l1-third"):
         return [f"--train.l1={l1 * (3 if method == 'l1-x3' else 1 / 3):.3g}"]
-    if method in ("finetune-third", "finetune-most"):
-        tuning = max(round(epochs * (1 / 3 if method == "finetune-third" else 0.8)), 1)
+    if method in ("finetune-half", "finetune-most"):
+        tuning = max(base.finetune.epochs // 2, 1) if method == "finetune-half" else round(0.8 * epochs)
         steps = min(base.cut.steps, tuning)
         return [f"--train.epochs={epochs - tuning}", f"--finetune.epochs={tuning}", f"--cut.steps={steps}"]
     return [f"--train.epochs={epochs}"] if method == "dense" else []
