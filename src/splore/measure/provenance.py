@@ -37,12 +37,15 @@ def _commit() -> str | None:
 
 
 def _cpu_name() -> str:
+    """The processor's name, family, model and vector extensions: under virtual machines the name alone says too little."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    name = names[0] if names else platform.processor() or platform.machine()
-    flags = next((line for line in lines if line.startswith("flags")), "").split()
+    first = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
+    name = first.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" in first and "model" in first:
+        name += f" family {first['cpu family']} model {first['model']}"
+    flags = first.get("flags", "").split()
     extensions = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
     return f"{name} ({' '.join(extensions)})" if extensions else name
