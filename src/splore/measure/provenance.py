@@ -37,7 +37,7 @@ def _commit() -> str | None:
 
 
 def _cpu_name() -> str:
-    """The processor's name, family, model and vector extensions: under virtual machines the name alone says too little."""
+    """The processor's name, family, model and vector extensions: a virtual machine may give the name too broadly."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
