@@ -20,20 +20,19 @@ RESULTS = Path(__file__).parents[1] / "results" / "paper"
 
 
 def rows(folder: Path) -> list[dict]:
-    """One row per net, method, kept share, number of epochs and hardware."""
+    """One row per net, method, kept share and number of epochs, over seeds and the machines that they ran on."""
     groups = defaultdict(list)
     for path in sorted(folder.glob("*.json")):
         run = json.loads(path.read_text())
-        machine = run["hardware"]
         net, method, kept, epochs = re.fullmatch(NAME, path.stem).groups()
-        groups[net, int(epochs), machine["gpu"] or machine["cpu"], method, float(kept)].append(run)
+        groups[net, int(epochs), method, float(kept)].append(run)
     dense_means = {
-        key[:3]: statistics.mean(run["dense"]["accuracy"] for run in runs)
+        key[:2]: statistics.mean(run["dense"]["accuracy"] for run in runs)
         for key, runs in groups.items()
-        if key[3] == "dense"
+        if key[2] == "dense"
     }
     found = []
-    for (net, epochs, hardware, method, wanted), runs in groups.items():
+    for (net, epochs, method, wanted), runs in groups.items():
         parts = [run["dense" if method == "dense" else "compressed"] for run in runs]
         accuracies = [part["accuracy"] for part in parts]
         found.append(
@@ -45,18 +44,18 @@ def rows(folder: Path) -> list[dict]:
                 "seeds": len(runs),
                 "accuracy_mean": statistics.mean(accuracies),
                 "accuracy_std": statistics.stdev(accuracies) if len(runs) > 1 else None,
-                "dense_mean": dense_means.get((net, epochs, hardware)),
+                "dense_mean": dense_means.get((net, epochs)),
                 "bytes": round(statistics.mean(part["bytes"] for part in parts)),
-                "hardware": hardware,
+                "hardware": "; ".join(sorted({run["hardware"]["gpu"] or run["hardware"]["cpu"] for run in runs})),
                 "wanted": wanted,
             }
         )
-    return sorted(found, key=lambda row: (row["net"], row["epochs"], row["hardware"], -row["kept"], row["method"]))
+    return sorted(found, key=lambda row: (row["net"], row["epochs"], -row["kept"], row["method"]))
 
 
 def ablations(found: list[dict]) -> list[dict]:
     """What each change to `best` makes of its accuracy, row by row."""
-    place = ("net", "epochs", "hardware", "wanted")
+    place = ("net", "epochs", "wanted")
     best = {tuple(row[key] for key in place): row for row in found if row["method"] == "best"}
     changed = [row for row in found if row["method"] not in METHODS and tuple(row[key] for key in place) in best]
     return [
