@@ -99,6 +99,13 @@ bool ConvStep::may_stay_inside(TileShape s) const {
          w.stride_w == 1 && w.dilation_h == 1 && w.dilation_w == 1 && w.top == 1 && w.left == 1;
 }
 
+// Whether B can be transformed: neighbouring outputs share the inputs of 3 x 3 windows.
+bool ConvStep::may_transform(TileShape s) const {
+  const Window& w = op_.window;
+  return !layout_.pixels && op_.weight.rank && op_.groups == 1 && s.columns > 1 && w.kernel_h == 3 && w.kernel_w == 3 &&
+         w.stride_h == 1 && w.stride_w == 1 && w.dilation_h == 1 && w.dilation_w == 1;
+}
+
 // Whether neighbouring output channels often have entries in the same column.
 bool ConvStep::may_have_patterns() const {
   const int64_t n = op_.weight.n / op_.groups, k = in_.shape.c / op_.groups * op_.window.taps();
@@ -126,7 +133,7 @@ void ConvStep::add_blocks(ConvChoice c, std::vector<ConvChoice>& list) const {
   std::set<int64_t> seen;
   for (const bool inside : {false, true}) {
     if (!try_sparse || (inside && (c.pattern || c.gathered || !nonzeros_ || !may_stay_inside(shape)))) continue;
-    c.dense = false, c.inside = inside;
+    c.dense = false, c.inside = inside, c.winograd = !c.gathered && may_transform(shape);
     c.dense_finish = !c.pattern && w.rank && (w.rank >= 8 || !nonzeros_);
     // The first level of the cache, with more of it or less for other things, and the second. Small blocks need enough entries
     // of a row to pay.
@@ -136,10 +143,14 @@ void ConvStep::add_blocks(ConvChoice c, std::vector<ConvChoice>& list) const {
       const bool pays = bytes == kSecondLevel || row_entries == 0 || (inside ? entries >= 36 : entries * double(vectors) >= 48);
       if (pays && seen.insert(c.block_channels).second) list.push_back(c);
     }
+    if (c.winograd && !seen.empty()) {  // B costs what it does whatever the block: try the other way once
+      c.block_channels = list[list.size() - seen.size()].block_channels, c.winograd = false;
+      list.push_back(c);
+    }
     seen.clear();
   }
   if (try_dense && !c.pattern) {
-    c.dense = true, c.inside = c.dense_finish = false;
+    c.dense = true, c.inside = c.dense_finish = c.winograd = false;
     for (const int64_t bytes : {kFirstLevel, 4 * kFirstLevel}) {
       c.block_channels = block(bytes);
       if (seen.insert(c.block_channels).second) list.push_back(c);

@@ -55,12 +55,12 @@ void ConvStep::choose(const ConvChoice& choice) {
   choice_ = choice;
   const TileShape shape = kTiles[choice.tile];
   const bool fits = layout_.pixels ? shape.columns <= map_.vectors : shape.rows <= map_.shape.h && shape.columns <= map_.shape.w;
-  if (!fits || (choice.inside && !may_stay_inside(shape))) throw Error("a kernel was chosen that does not fit the map");
+  if (!fits || (choice.inside && !may_stay_inside(shape)) || (choice.winograd && !may_transform(shape))) throw Error("a kernel was chosen that does not fit the map");
   const int tile_floats = shape.rows * shape.columns * layout_.lanes;
   std::vector<int32_t> offsets;
   if (!choice.gathered) offsets = offsets_in_place();
   const PackRequest request{in_.shape.c, op_.window.taps(), choice.block_channels, choice.parts, tile_floats,
-                            choice.gathered, choice.dense, choice.dense_finish,
+                            choice.gathered, choice.dense, choice.dense_finish, choice.winograd ? kernels_.winograd_rows : 0,
                             choice.pattern ? kernels_.pattern_rows : 0, choice.inside, &offsets};
   packed_.reset();
   if (choice.dense && folded_.empty()) folded_ = fold(op_);
@@ -222,13 +222,20 @@ int64_t ConvStep::multiply_adds() const {
   if (choice_.dense) return w.n * w.k * pixels;
   // Inside the map a tap down or right, up or left, sees a row or a column less.
   const int64_t sparse = choice_.inside ? nonzeros_ * (3 * map_.shape.h - 2) * (3 * map_.shape.w - 2) / kInsideTaps : nonzeros_ * pixels;
-  return sparse + w.rank * (w.n + w.k) * pixels;
+  if (!choice_.winograd) return sparse + w.rank * (w.n + w.k) * pixels;
+  const TileShape shape = kTiles[choice_.tile];
+  const auto multiplied = [](int64_t outputs) { return outputs / 2 * 4 + outputs % 2 * 3; };
+  const int64_t tiles = tiles_down_ * tiles_across_ * multiplied(shape.rows) * multiplied(shape.columns);
+  return sparse + w.rank * (w.n * pixels + in_.shape.c * tiles);
 }
 
 std::string ConvStep::describe(const ConvChoice& choice) const {
   const TileShape shape = kTiles[choice.tile];
   std::string text = choice.dense ? "dense" : choice.pattern ? "pattern" : "sparse";
-  if (!choice.dense && op_.weight.rank) text = nonzeros_ ? "low rank + " + text : "low rank";
+  if (!choice.dense && op_.weight.rank) {
+    const std::string low_rank = choice.winograd ? "winograd" : "low rank";
+    text = nonzeros_ ? low_rank + " + " + text : low_rank;
+  }
   if (choice.inside) text += " inside";
   if (choice.dense_finish) text += " A dense";
   text += " " + std::to_string(shape.rows) + "x" + std::to_string(shape.columns);

@@ -18,6 +18,7 @@ struct ConvChoice {
   bool gathered = false;       // the tile is copied into columns first
   bool pattern = false;        // the stream of some output channels at once
   bool inside = false;         // the stream, without what comes from the border
+  bool winograd = false;       // B by Winograd's transform
   bool dense_finish = false;   // A by the dense kernel; else as more entries in each row of the stream
 };
 
@@ -64,6 +65,7 @@ class ConvStep : public Step {
   std::vector<TileShape> shapes(size_t most, int most_vectors) const;
   bool may_have_patterns() const;
   bool may_stay_inside(TileShape s) const;
+  bool may_transform(TileShape s) const;
   void add_blocks(ConvChoice c, std::vector<ConvChoice>& list) const;
   int64_t block_for(TileShape shape, bool inside, int64_t bytes) const;
   void prepare_gather();

@@ -8,6 +8,7 @@
 
 #include "kernel_dense.h"
 #include "kernel_pattern.h"
+#include "kernel_winograd.h"
 
 namespace splore {
 namespace {
@@ -29,8 +30,11 @@ void conv_tile(const ConvArgs& args, const ConvPart& part, const ConvTile& tile,
     const bool first = b == 0, last = b == args.block_count - 1;
     if (args.gather) gather_tile<R, C>(*args.gather, block, tile, scratch.gathered);
     const Corner<R, C, STEP> x(args.gather ? scratch.gathered : tile.x, pitch);
-    if (args.rank)
+    if (block.winograd) {
+      if constexpr (STEP == 1) winograd_rows<R, C>(block, args.rank, tile.x, pitch, scratch.t, first);
+    } else if (args.rank) {
       low_rank_rows<T>(block.b, block.offsets, block.columns, args.rank, x, Keep<T>{scratch.t, first});
+    }
     const Store<R, C> sink{args, tile, scratch.partial, first, last && !dense_finish};
     if (block.dense) {
       dense_rows<T>(block.dense, block.offsets, block.columns, part.begin, part.end, x, sink);

@@ -9,6 +9,7 @@ const Kernels* SPLORE_TABLE() {
   static const Kernels table = {SPLORE_ISA_NAME,
                                 SPLORE_LANES,
                                 multiply_adds,
+                                kWinogradRows,
                                 kPatternRows,
                                 kPatternVectors,
                                 {

@@ -58,6 +58,7 @@ struct ConvBlock {
   int32_t columns;
   const int32_t* offsets;  // of each column, floats from the tile's corner (or into the gathered tile)
   const float* b;          // B, packed: [rank / kRowGroup][columns][kRowGroup]
+  const float* winograd;   // B of 3 x 3 windows, transformed: [rank / winograd_rows][4][channels][4][its rows], null without
   const float* dense;      // all of W, packed: [n / kRowGroup][columns][kRowGroup], null without
 };
 
@@ -192,6 +193,7 @@ struct Kernels {
   const char* name;
   int lanes;
   float (*multiply_adds)(int64_t rounds);  // kChains vectors of them a round, out of registers
+  int winograd_rows;  // rows of B that share a transformed input
   int pattern_rows, pattern_vectors;  // output channels that the pattern kernel computes at once, and its largest tile
   ConvKernel conv[kTileCount][2];  // [tile][stride - 1]; a tile of vectors only has no stride
   void (*map)(const MapArgs&);

@@ -69,6 +69,28 @@ void pack_rows(const float* matrix, int64_t rows, int64_t pitch, int64_t begin, 
       }
 }
 
+// A row of the transform of a 3 x 3 window.
+void transform(const float* w, ptrdiff_t step, float* out, ptrdiff_t out_step) {
+  const float ends = w[0] + w[2 * step], middle = w[step];
+  out[0] = w[0];
+  out[out_step] = 0.5f * (ends + middle);
+  out[2 * out_step] = 0.5f * (ends - middle);
+  out[3 * out_step] = w[2 * step];
+}
+
+// `rows` windows of each channel from `begin` on: [4][channels][4][rows].
+void pack_winograd(const float* b, int64_t rows, int64_t pitch, int64_t begin, int64_t end, float* out) {
+  for (int64_t c = begin; c < end; c++)
+    for (int64_t row = 0; row < rows; row++) {
+      const float* window = b + row * pitch + c * 9;
+      float down[12], all[16];
+      for (int j = 0; j < 3; j++) transform(window + j, 3, down + j, 3);
+      for (int i = 0; i < 4; i++) transform(down + 3 * i, 1, all + 4 * i, 1);
+      for (int64_t i = 0; i < 4; i++)
+        for (int64_t j = 0; j < 4; j++) out[((i * (end - begin) + c - begin) * 4 + j) * rows + row] = all[i * 4 + j];
+    }
+}
+
 }  // namespace
 
 PackedConv::PackedConv(const Op& op, const SparseMatrix* matrix, const float* folded, const PackRequest& request) {
@@ -86,7 +108,10 @@ void PackedConv::pack_blocks(const Op& op, const float* folded, const PackReques
   const Weight& w = op.weight;
   const int64_t k = request.channels * request.taps, rank = request.dense ? 0 : w.rank;
   offsets.resize(size_t(k));
-  b.resize(size_t(groups_of(rank) * kRowGroup * k));
+  if (request.winograd_rows)
+    winograd.resize(size_t(rank * request.channels * 16));
+  else
+    b.resize(size_t(groups_of(rank) * kRowGroup * k));
   if (request.dense) dense.resize(size_t(groups_of(w.n) * kRowGroup * k));
   for (int64_t c = 0; c < request.channels; c += request.block_channels) {
     const int64_t c_end = std::min(c + request.block_channels, request.channels);
@@ -99,7 +124,15 @@ void PackedConv::pack_blocks(const Op& op, const float* folded, const PackReques
     ConvBlock block{};
     block.channel_begin = int32_t(c), block.channel_end = int32_t(c_end), block.columns = int32_t(end - begin);
     block.offsets = offsets.data() + begin;
-    if (rank) {
+    if (rank && request.winograd_rows) {
+      float* to = winograd.data() + rank * c * 16;
+      block.winograd = to;
+      for (int64_t row = 0; row < rank;) {
+        const int64_t rows = std::min<int64_t>(request.winograd_rows, rank - row);
+        pack_winograd(w.b + row * w.k, rows, w.k, c, c_end, to);
+        row += rows, to += rows * (c_end - c) * 16;
+      }
+    } else if (rank) {
       float* to = b.data() + groups_of(rank) * kRowGroup * begin;
       pack_rows(w.b, rank, w.k, begin, end, to);
       block.b = to;
@@ -247,7 +280,7 @@ void PackedConv::pack_patterns(const SparseMatrix& matrix, const PackRequest& re
 }
 
 int64_t PackedConv::bytes() const {
-  return int64_t(offsets.size() * 4 + b.size() * 4 + dense.size() * 4 + a_packed.size() * 4 + rows.size() * sizeof(SparseRow) +
+  return int64_t(offsets.size() * 4 + b.size() * 4 + winograd.size() * 4 + dense.size() * 4 + a_packed.size() * 4 + rows.size() * sizeof(SparseRow) +
                  entries.size() * sizeof(Entry) + tap_counts.size() * 4 + words.size() * sizeof(Word));
 }
 

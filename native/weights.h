@@ -78,6 +78,7 @@ struct PackRequest {
   bool gathered;            // offsets count gathered columns of the block; else `offsets` gives them
   bool dense;               // all parts folded
   bool dense_finish;        // A by the dense kernel
+  int winograd_rows;        // rows of B transformed together, 0 for B as it is
   int pattern_rows;         // output channels of a group of the pattern kernel, 0 for the others
   bool inside;              // entries sorted by tap
   const std::vector<int32_t>* offsets;  // of each of the k columns
@@ -88,7 +89,7 @@ struct PackedConv {
   std::vector<ConvPart> parts;
   std::vector<SparseBlock> sparse;  // [part][block]
   AlignedVector<int32_t> offsets, t_offsets;
-  AlignedVector<float> b, dense, a_packed;
+  AlignedVector<float> b, winograd, dense, a_packed;
   AlignedVector<SparseRow> rows;
   AlignedVector<Entry> entries;
   std::vector<int32_t> tap_counts;

@@ -2,6 +2,7 @@
 
 import os
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -72,7 +73,21 @@ def conv_program(
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(
-    "kernel", ["sparse", "pattern", "dense", "gathered", "in place", "1x1", "1x8", "2x4", "4x4", "block 8 "]
+    "kernel",
+    [
+        "sparse",
+        "pattern",
+        "dense",
+        "gathered",
+        "in place",
+        "winograd",
+        "low rank",
+        "1x1",
+        "1x8",
+        "2x4",
+        "4x4",
+        "block 8 ",
+    ],
 )
 @pytest.mark.parametrize("images", [1, 3, 16, 18])
 def test_every_kernel_equals_the_reference(isa, kernel, images):
@@ -181,6 +196,29 @@ def test_a_tile_that_is_the_whole_map(seed, channels, side, density, rank, image
         assert not nonzeros or "inside" in step["kernel"] or step["kernel"] == "map"
 
 
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 1 << 20),
+    channels=st.tuples(st.integers(1, 70), st.integers(9, 40)),
+    side=st.tuples(st.integers(3, 20), st.integers(4, 20)),
+    pad=st.tuples(*[st.integers(0, 2)] * 4),
+    density=st.sampled_from([0.0, 0.03, 0.3]),
+    rank=st.integers(1, 9),
+    tile=st.sampled_from(["", " 1x2", " 1x7", " 2x4", " 2x7", " 4x4", "pattern", "inside"]),
+    images=st.integers(16, 33),
+    isa=st.sampled_from(ISAS or [None]),
+)
+def test_transformed_low_rank_parts_equal_the_reference(seed, channels, side, pad, density, rank, tile, images, isa):
+    """Tiles of even and odd sides, with any border."""
+    c, n = channels
+    first, second, third = conv_program(seed, c, n, side, 3, density, min(rank, 9 * c)).ops
+    second = replace(second, pad=pad)
+    program = Program((3, *side), (first, second, third))
+    expect_equal(program, images, 1, isa, tile)
+    steps = {step["name"]: step["kernel"] for step in planned(program, isa, "winograd")}
+    assert "winograd" in steps["second"]
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("kernel", ["sparse", "pattern"])
 def test_a_convolution_larger_than_the_caches(isa, kernel):
@@ -197,7 +235,7 @@ def test_strided_gathers(isa, side, stride):
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(
-    "kernel", ["sparse", "pattern", "inside", "dense", "2x2", "2x4", "2x8", "4x4", "block 8 ", "gathered"]
+    "kernel", ["sparse", "low rank", "pattern", "inside", "dense", "2x2", "2x4", "2x8", "4x4", "block 8 ", "gathered"]
 )
 @pytest.mark.parametrize("side, stride", [((8, 12), 1), ((2, 2), 1), ((4, 4), 1), ((20, 12), 2), ((18, 24), 3)])
 def test_a_convolution_pools_its_own_tiles(isa, kernel, side, stride):
