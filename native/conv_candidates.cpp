@@ -14,6 +14,10 @@ constexpr int64_t kMostBlocks = 32;
 constexpr int kMostVectors = 16;  // of a tile
 constexpr int64_t kMostFolded = int64_t(1) << 26;  // elements of a weight that is folded dense
 
+bool three_by_three(const Window& w) {
+  return w.kernel_h == 3 && w.kernel_w == 3 && w.stride_h == 1 && w.stride_w == 1 && w.dilation_h == 1 && w.dilation_w == 1;
+}
+
 }  // namespace
 
 // Tiles that fit the map and waste little by reaching back, the largest first: so many, of so many vectors at the most.
@@ -95,15 +99,12 @@ std::vector<ConvChoice> ConvStep::candidates() const {
 bool ConvStep::may_stay_inside(TileShape s) const {
   const Window& w = op_.window;
   return !layout_.pixels && may_be_inside(s.rows, s.columns) && s.rows == map_.shape.h && s.columns == map_.shape.w &&
-         in_.shape.h == map_.shape.h && in_.shape.w == map_.shape.w && w.kernel_h == 3 && w.kernel_w == 3 && w.stride_h == 1 &&
-         w.stride_w == 1 && w.dilation_h == 1 && w.dilation_w == 1 && w.top == 1 && w.left == 1;
+         in_.shape.h == map_.shape.h && in_.shape.w == map_.shape.w && three_by_three(w) && w.top == 1 && w.left == 1;
 }
 
 // Whether B can be transformed: neighbouring outputs share the inputs of 3 x 3 windows.
 bool ConvStep::may_transform(TileShape s) const {
-  const Window& w = op_.window;
-  return !layout_.pixels && op_.weight.rank && op_.groups == 1 && s.columns > 1 && w.kernel_h == 3 && w.kernel_w == 3 &&
-         w.stride_h == 1 && w.stride_w == 1 && w.dilation_h == 1 && w.dilation_w == 1;
+  return !layout_.pixels && op_.weight.rank && op_.groups == 1 && s.columns > 1 && three_by_three(op_.window);
 }
 
 // Whether neighbouring output channels often have entries in the same column.
@@ -163,9 +164,10 @@ std::string ConvStep::signature() const {
   const double elements = double(op_.weight.n * in_.shape.c * w.taps());
   const int64_t density = std::lround(40.0 * double(nonzeros_) / elements);
   std::string text;
-  for (int64_t x : {in_.shape.c, in_.shape.h, in_.shape.w, map_.shape.c, map_.shape.h, map_.shape.w, w.kernel_h, w.kernel_w, w.stride_h, w.stride_w,
-                    w.dilation_h, w.dilation_w, w.top, w.left, op_.groups, op_.weight.rank, density,
-                    int64_t(residual_ != nullptr), int64_t(residual_ == &map_), int64_t(second != nullptr), int64_t(pooled_), int64_t(in_.plane), int64_t(map_.plane)})
+  for (int64_t x : {in_.shape.c, in_.shape.h, in_.shape.w, map_.shape.c, map_.shape.h, map_.shape.w, w.kernel_h, w.kernel_w,
+                    w.stride_h, w.stride_w, w.dilation_h, w.dilation_w, w.top, w.left, op_.groups, op_.weight.rank, density,
+                    int64_t(residual_ != nullptr), int64_t(residual_ == &map_), int64_t(second != nullptr), int64_t(pooled_),
+                    int64_t(in_.plane), int64_t(map_.plane)})
     text += std::to_string(x) + ",";
   return text;
 }

@@ -55,7 +55,8 @@ void ConvStep::choose(const ConvChoice& choice) {
   choice_ = choice;
   const TileShape shape = kTiles[choice.tile];
   const bool fits = layout_.pixels ? shape.columns <= map_.vectors : shape.rows <= map_.shape.h && shape.columns <= map_.shape.w;
-  if (!fits || (choice.inside && !may_stay_inside(shape)) || (choice.winograd && !may_transform(shape))) throw Error("a kernel was chosen that does not fit the map");
+  if (!fits || (choice.inside && !may_stay_inside(shape)) || (choice.winograd && !may_transform(shape)))
+    throw Error("a kernel was chosen that does not fit the map");
   const int tile_floats = shape.rows * shape.columns * layout_.lanes;
   std::vector<int32_t> offsets;
   if (!choice.gathered) offsets = offsets_in_place();
@@ -221,7 +222,8 @@ int64_t ConvStep::multiply_adds() const {
   const Weight& w = op_.weight;
   if (choice_.dense) return w.n * w.k * pixels;
   // Inside the map a tap down or right, up or left, sees a row or a column less.
-  const int64_t sparse = choice_.inside ? nonzeros_ * (3 * map_.shape.h - 2) * (3 * map_.shape.w - 2) / kInsideTaps : nonzeros_ * pixels;
+  const int64_t seen = choice_.inside ? (3 * map_.shape.h - 2) * (3 * map_.shape.w - 2) : kInsideTaps * pixels;
+  const int64_t sparse = nonzeros_ * seen / kInsideTaps;
   if (!choice_.winograd) return sparse + w.rank * (w.n + w.k) * pixels;
   const TileShape shape = kTiles[choice_.tile];
   const auto multiplied = [](int64_t outputs) { return outputs / 2 * 4 + outputs % 2 * 3; };

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <set>
 
 namespace splore {
 namespace {
@@ -74,8 +75,13 @@ void Engine::ready() {
   }
 }
 
-SliceKind Engine::rest_kind(const Cut& cut) const {
-  return cut.rest_pixels ? SliceKind{true, cut.rest, threads_} : SliceKind{false, kernels_->lanes, threads_};
+// The kinds of slices of a cut, in the order in which they run.
+std::vector<SliceKind> Engine::kinds(const Cut& cut) const {
+  std::vector<SliceKind> kinds;
+  if (cut.alone) kinds.push_back({false, kernels_->lanes, 1});
+  if (cut.shared) kinds.push_back({false, kernels_->lanes, threads_});
+  if (cut.rest) kinds.push_back({cut.rest_pixels, cut.rest_pixels ? cut.rest : kernels_->lanes, threads_});
+  return kinds;
 }
 
 float* Engine::memory(ptrdiff_t floats) {
@@ -99,15 +105,27 @@ Slice& Engine::slice(const SliceKind& kind) {
   return *found->second;
 }
 
-// Milliseconds of a whole slice: the least of some runs.
-double Engine::time(const SliceKind& kind) {
-  Slice& slice = this->slice(kind);
-  const std::vector<float> x(size_t(kind.images * program_.shapes.front().elements()));
-  std::vector<float> y(size_t(kind.images * program_.shapes.back().elements()));
+// The ways worth timing to cut what is left when every thread has had its full slices.
+std::vector<Engine::Cut> Engine::tails(int64_t images) const {
+  const int lanes = kernels_->lanes;
+  std::vector<Cut> list;
+  if (images > lanes) list.push_back({(images + lanes - 1) / lanes, 0, 0, true});
+  for (const bool pixels : {false, true}) {
+    const Cut cut{0, images / lanes, int(images % lanes), pixels};
+    // Few images don't fill the lanes, and many nearly do.
+    if (pixels ? cut.rest && cut.rest < lanes * 3 / 4 : cut.rest == 0 || cut.rest > lanes / 4) list.push_back(cut);
+  }
+  return list;
+}
+
+// Milliseconds of so many images: the least of some runs.
+double Engine::time(const Cut& cut, int64_t images) {
+  const std::vector<float> x(size_t(images * program_.shapes.front().elements()));
+  std::vector<float> y(size_t(images * program_.shapes.back().elements()));
   double best = 1e30;
-  for (int i = 0; i < 5 && !slice.hasty(); i++) {
+  for (int i = 0; i < 6; i++) {  // the first one plans
     const auto start = std::chrono::steady_clock::now();
-    run_shared(slice, {memory(slice.workspace()), x.data(), y.data(), kind.images});
+    run(cut, x.data(), y.data(), images);
     best = std::min(best, std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count());
   }
   return best;
@@ -116,45 +134,38 @@ double Engine::time(const SliceKind& kind) {
 const Engine::Cut& Engine::cut(int64_t batch) {
   const auto known = cuts_.find(batch);
   if (known != cuts_.end()) return known->second;
-  const int lanes = kernels_->lanes;
-  Cut cut;
-  const int64_t full = batch / lanes;
-  cut.rest = int(batch % lanes);
-  cut.alone = full / threads_ * threads_;
-  cut.shared = full - cut.alone;
-  if (cut.alone) slice({false, lanes, 1});
-  if (cut.shared) slice({false, lanes, threads_});
-  if (cut.rest) {
-    const SliceKind pixels{true, cut.rest, threads_}, padded{false, lanes, threads_};
-    // Where the answer isn't plain, the clock gives it.
-    cut.rest_pixels = cut.rest <= lanes / 4;
-    if (!cut.rest_pixels && cut.rest < lanes * 3 / 4) {
-      const double first = time(pixels), second = time(padded);
-      cut.rest_pixels = first < second;
+  const int64_t alone = batch / kernels_->lanes / threads_ * threads_, images = batch - alone * kernels_->lanes;
+  Cut best;
+  if (images) {
+    const std::vector<Cut> list = tails(images);
+    std::set<SliceKind> kept;
+    for (const auto& [kind, slice] : slices_) kept.insert(kind);
+    best = list.front();
+    double least = 1e30;
+    for (const Cut& cut : list) {
+      if (list.size() == 1 || hasty()) break;
+      const double took = time(cut, images);
+      if (took < least) least = took, best = cut;
     }
-    slice(cut.rest_pixels ? pixels : padded);
+    for (const SliceKind& kind : kinds(best)) kept.insert(kind);
+    for (auto tried = slices_.begin(); tried != slices_.end();)
+      tried = kept.count(tried->first) ? std::next(tried) : slices_.erase(tried);
   }
-  return cuts_[batch] = cut;
-}
-
-void Engine::run_shared(Slice& slice, const Run& run) {
-  slice.begin();
-  float* scratch = run.arena + slice.arena_floats();
-  const std::function<void(int)> work = [&](int index) { slice.work(index, run, scratch); };
-  if (slice.kind.team == 1)
-    work(0);
-  else
-    team_->run(work);
+  best.alone += alone;
+  for (const SliceKind& kind : kinds(best)) slice(kind);
+  return cuts_[batch] = best;
 }
 
 void Engine::run(const float* in, float* out, int64_t batch) {
   if (batch == 0) return;
   Locked locked(*this);
   ready();
-  const Cut& cut = this->cut(batch);
+  run(cut(batch), in, out, batch);
+}
+
+void Engine::run(const Cut& cut, const float* in, float* out, int64_t batch) {
   const int lanes = kernels_->lanes;
   const int64_t in_size = program_.shapes.front().elements(), out_size = program_.shapes.back().elements();
-  int64_t done = 0;
   if (cut.alone) {
     Slice& alone = slice({false, lanes, 1});
     const ptrdiff_t each = alone.workspace();
@@ -162,20 +173,28 @@ void Engine::run(const float* in, float* out, int64_t batch) {
     std::atomic<int64_t> next{0};
     const std::function<void(int)> work = [&](int index) {
       float* arena = arenas + index * each;
-      for (int64_t i; (i = next.fetch_add(1)) < cut.alone;)
-        alone.work(0, {arena, in + i * lanes * in_size, out + i * lanes * out_size, lanes}, arena + alone.arena_floats());
+      for (int64_t i; (i = next.fetch_add(1)) < cut.alone;) {
+        const int images = int(std::min<int64_t>(lanes, batch - i * lanes));
+        alone.work(0, {arena, in + i * lanes * in_size, out + i * lanes * out_size, images}, arena + alone.arena_floats());
+      }
     };
     team_->run(work);
-    done = cut.alone * lanes;
   }
-  for (int64_t i = 0; i < cut.shared; i++, done += lanes) {
-    Slice& shared = slice({false, lanes, threads_});
-    run_shared(shared, {memory(shared.workspace()), in + done * in_size, out + done * out_size, lanes});
-  }
-  if (cut.rest) {
-    Slice& rest = slice(rest_kind(cut));
-    run_shared(rest, {memory(rest.workspace()), in + done * in_size, out + done * out_size, cut.rest});
-  }
+  int64_t done = cut.alone * lanes;
+  for (int64_t i = 0; i < cut.shared; i++, done += lanes)
+    run_shared({false, lanes, threads_}, in + done * in_size, out + done * out_size, lanes);
+  if (cut.rest) run_shared(kinds(cut).back(), in + done * in_size, out + done * out_size, cut.rest);
+}
+
+void Engine::run_shared(const SliceKind& kind, const float* in, float* out, int images) {
+  Slice& slice = this->slice(kind);
+  const Run run{memory(slice.workspace()), in, out, images};
+  slice.begin();
+  const std::function<void(int)> work = [&](int index) { slice.work(index, run, run.arena + slice.arena_floats()); };
+  if (kind.team == 1)
+    work(0);
+  else
+    team_->run(work);
 }
 
 int64_t Engine::workspace_bytes() {
@@ -211,13 +230,8 @@ std::string Engine::table() {
   std::string text = "[";
   const auto known = cuts_.find(batch_);
   if (known == cuts_.end()) return "[]";
-  const Cut& cut = known->second;
-  const int lanes = kernels_->lanes;
-  // The slice that most images go through.
-  const SliceKind kind = cut.alone    ? SliceKind{false, lanes, 1}
-                         : cut.shared ? SliceKind{false, lanes, threads_}
-                                      : rest_kind(cut);
-  for (const auto& step : slices_.at(kind)->steps()) {
+  const SliceKind kind = kinds(known->second).front();  // that most images go through
+  for (const auto& step : slice(kind).steps()) {
     if (text.size() > 1) text += ",";
     auto add = [&](const char* name, double value) {
       text += std::string("\"") + name + "\": " + std::to_string(std::llround(value)) + ", ";

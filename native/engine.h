@@ -27,19 +27,21 @@ class Engine {
   std::string table();
 
  private:
-  // How a batch is cut: `alone` slices of full lanes that each thread runs by itself, then `shared` ones that all threads
-  // share, then the rest.
+  // How a batch is cut: `alone` slices that each thread runs by itself, the last of them with lanes to spare, then `shared`
+  // ones of full lanes that all threads share, then the rest.
   struct Cut {
     int64_t alone = 0, shared = 0;
     int rest = 0;
     bool rest_pixels = true;
   };
   const Cut& cut(int64_t batch);
-  SliceKind rest_kind(const Cut& cut) const;
+  std::vector<Cut> tails(int64_t images) const;
+  std::vector<SliceKind> kinds(const Cut& cut) const;
   Slice& slice(const SliceKind& kind);  // until the next call of it
-  double time(const SliceKind& kind);
+  double time(const Cut& cut, int64_t images);
   float* memory(ptrdiff_t floats);
-  void run_shared(Slice& slice, const Run& run);
+  void run(const Cut& cut, const float* in, float* out, int64_t batch);
+  void run_shared(const SliceKind& kind, const float* in, float* out, int images);
   void ready();
 
   const Program program_;

@@ -34,12 +34,16 @@ Slice::Slice(const Program& program, const Kernels& kernels, const SliceKind& ki
       kernels_(kernels),
       layout_(kind.pixels, kind.images, kernels.lanes),
       forced_(forced),
+      hasty_(hasty()),
       shares_(kind.team) {
-  const char* plan = std::getenv("SPLORE_PLAN");
-  hasty_ = plan && std::strcmp(plan, "fast") == 0;
   lower();
   place_storages();
   barrier_.reset(kind.team);
+}
+
+bool hasty() {
+  const char* plan = std::getenv("SPLORE_PLAN");
+  return plan && std::strcmp(plan, "fast") == 0;
 }
 
 void Slice::work(int index, const Run& run, float* memory) {

@@ -21,6 +21,8 @@ struct SliceKind {
   bool operator<(const SliceKind& o) const { return std::tie(pixels, images, team) < std::tie(o.pixels, o.images, o.team); }
 };
 
+bool hasty();  // SPLORE_PLAN=fast: no timing, the first of all candidates
+
 class Slice {
  public:
   Slice(const Program& program, const Kernels& kernels, const SliceKind& kind, const std::string& forced);
@@ -37,7 +39,6 @@ class Slice {
   // Arena and the scratch of the whole team.
   ptrdiff_t workspace() const { return arena_floats_ + kind.team * scratch_floats(); }
   int64_t packed_bytes() const;
-  bool hasty() const { return hasty_; }
   const std::vector<std::unique_ptr<Step>>& steps() const { return steps_; }
 
   const SliceKind kind;
@@ -57,7 +58,7 @@ class Slice {
   const Kernels& kernels_;
   Layout layout_;
   const std::string forced_;
-  bool hasty_;  // SPLORE_PLAN=fast: no timing, the first candidate of each convolution
+  const bool hasty_;
   struct Live {
     std::unique_ptr<Storage> storage;
     int born, dies;  // steps

@@ -280,8 +280,9 @@ void PackedConv::pack_patterns(const SparseMatrix& matrix, const PackRequest& re
 }
 
 int64_t PackedConv::bytes() const {
-  return int64_t(offsets.size() * 4 + b.size() * 4 + winograd.size() * 4 + dense.size() * 4 + a_packed.size() * 4 + rows.size() * sizeof(SparseRow) +
-                 entries.size() * sizeof(Entry) + tap_counts.size() * 4 + words.size() * sizeof(Word));
+  const size_t floats = b.size() + winograd.size() + dense.size() + a_packed.size();
+  return int64_t((floats + offsets.size() + tap_counts.size()) * 4 + rows.size() * sizeof(SparseRow) +
+                 entries.size() * sizeof(Entry) + words.size() * sizeof(Word));
 }
 
 }  // namespace splore

@@ -215,7 +215,7 @@ def test_transformed_low_rank_parts_equal_the_reference(seed, channels, side, pa
     second = replace(second, pad=pad)
     program = Program((3, *side), (first, second, third))
     expect_equal(program, images, 1, isa, tile)
-    steps = {step["name"]: step["kernel"] for step in planned(program, isa, "winograd")}
+    steps = {step["name"]: step["kernel"] for step in planned(program, isa, tile)}
     assert "winograd" in steps["second"]
 
 
@@ -303,6 +303,20 @@ def test_a_timed_plan_equals_the_reference(monkeypatch):
     assert all(row["ms"] > 0 for row in rows) and rows[2]["macs"] > 0
     for row in rows:
         assert row["peak_share"] == pytest.approx(row["gmacs_per_s"] / (row["threads"] * engine.peak))
+
+
+@pytest.mark.parametrize("plan", ["fast", ""])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_batches_of_any_size_by_one_engine(threads, plan, monkeypatch):
+    monkeypatch.setenv("SPLORE_PLAN", plan)
+    program = conv_program(3, 4, 6, (5, 6), 3, 0.4, 2)
+    engine = NativeProgram(program)
+    x = floats(np.random.default_rng(3), 70, *program.input)
+    want = reference.run(program, x)
+    for images in (70, 1, 9, 17, 25, 31, 33, 40, 47, 48, 50, 64, 2):
+        engine.plan(images, threads)
+        np.testing.assert_allclose(engine.run(x[:images]), want[:images], rtol=1e-4, atol=1e-4)
+        assert len(engine.table()) >= 2
 
 
 @pytest.mark.parametrize("isa", ISAS)
