@@ -77,6 +77,7 @@ def test_a_recipe_that_is_no_mapping(content, said, tmp_path):
         ("train.lr=fast", "train.lr"),
         ("train.lr=-1", "train.lr must be above 0, found -1"),
         ("train.lr=.inf", "train.lr must be above 0"),
+        ("train.final_lr=1", "train.final_lr must lie between 0 and train.lr (0.1), found 1"),
         ("train.momentum=2", "train.momentum must lie between 0 and 1"),
         ("train.label_smoothing=2", "train.label_smoothing"),
         ("seed=-1", "seed must be at least 0"),

@@ -52,12 +52,14 @@ ABLATIONS = {
     "l1-unscaled": ["--train.l1_scaling=none"],
     "no-frobenius": ["--train.frobenius=0"],
     "rank-1": ["--design.rank=1"],
+    "rank-2": ["--design.rank=2"],
     "rank-8": ["--design.rank=8"],
     "one-shot": ["--cut.steps=1"],
     "by-magnitude": ["--cut.score=magnitude"],
     "by-relative": ["--cut.score=relative"],
     "by-energy": ["--cut.score=energy_share"],
     "stale-norm": ["--cut.recalibrate_batches=0"],
+    "one-schedule": [],
     "finetune-half": [],
     "finetune-most": [],
     "distilled": ["--baseline=true", "--finetune.distill=0.5"],
@@ -70,6 +72,8 @@ def derived(method: str, base: Recipe) -> list[str]:
     l1, epochs = base.train.l1, base.train.epochs + base.finetune.epochs
     if method in ("l1-x3", "l1-third"):
         return [f"--train.l1={l1 * (3 if method == 'l1-x3' else 1 / 3):.3g}"]
+    if method == "one-schedule":
+        return [f"--train.final_lr={base.finetune.lr}"]
     if method in ("finetune-half", "finetune-most"):
         tuning = max(base.finetune.epochs // 2, 1) if method == "finetune-half" else round(0.8 * epochs)
         steps = min(base.cut.steps, tuning)

@@ -55,6 +55,8 @@ class TrainRecipe:
     Attributes:
         epochs: passes over the training images, at least 1.
         lr: peak learning rate of SGD.
+        final_lr: learning rate at the end of stage b; with that of finetune.lr both stages are one schedule. The dense
+            baseline ends at 0.
         momentum: Nesterov momentum, 0 to 1.
         weight_decay: of dense weights, per step and unit of learning rate.
         warmup_epochs: epochs of linear warm-up before the cosine.
@@ -67,6 +69,7 @@ class TrainRecipe:
 
     epochs: int = 30
     lr: float = 0.1
+    final_lr: float = 0.0
     momentum: float = 0.9
     weight_decay: float = 5e-4
     warmup_epochs: float = 1.0
@@ -228,6 +231,8 @@ def check(recipe: Recipe) -> None:
     for name, rate in (("train.lr", train.lr), ("finetune.lr", tune.lr), ("finetune.temperature", tune.temperature)):
         if not 0 < rate < math.inf:
             raise ValueError(f"{name} must be above 0, found {rate}")
+    if not 0 <= train.final_lr <= train.lr:
+        raise ValueError(f"train.final_lr must lie between 0 and train.lr ({train.lr}), found {train.final_lr}")
     parts = [
         ("train.momentum", train.momentum),
         ("train.label_smoothing", train.label_smoothing),

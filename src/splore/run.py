@@ -92,7 +92,7 @@ class Run:
             return load(path, model)
         wish = self.recipe.train
         epochs = wish.epochs + (self.recipe.finetune.epochs if self.recipe.method != "dense" else 0)
-        Stage(self.job, "dense", model, wish, epochs, 0).train(lambda net, optimizer: self._entropy)
+        Stage(self.job, "dense", model, wish, epochs).train(lambda net, optimizer: self._entropy)
         self._row("dense", model)
         self.job.record.checkpoint("train", None, None, Position())
         return model
@@ -112,7 +112,7 @@ class Run:
             optimizer.register_step_pre_hook(lambda *_: l1.add_gradients())
             return lambda outputs, labels, images: self._entropy(outputs, labels, images) + l1.penalty().detach()
 
-        Stage(self.job, "train", model, wish, wish.epochs, 0).train(prepare)
+        Stage(self.job, "train", model, wish, wish.epochs, final_lr=wish.final_lr).train(prepare)
         self._row("after training", model)
         self.job.record.checkpoint("finetune", model, None, Position())
 

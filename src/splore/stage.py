@@ -31,13 +31,21 @@ class Stage:
         wish: the learning rate and its warm-up.
         epochs: passes over the training images.
         first_epoch: number of the stage's first epoch in the order of the data and in the trackers' steps.
+        final_lr: what the learning rate falls to.
     """
 
     def __init__(
-        self, job: Job, name: str, model: nn.Module, wish: TrainRecipe | FinetuneRecipe, epochs: int, first_epoch: int
+        self,
+        job: Job,
+        name: str,
+        model: nn.Module,
+        wish: TrainRecipe | FinetuneRecipe,
+        epochs: int,
+        first_epoch: int = 0,
+        final_lr: float = 0.0,
     ) -> None:
         self.job, self.name, self.model, self.wish = job, name, model, wish
-        self.epochs, self.first_epoch = epochs, first_epoch
+        self.epochs, self.first_epoch, self.final_lr = epochs, first_epoch, final_lr
         self.shards: Shards | None = None
         self.shown, self.saved = Clock(1.0), Clock(60 * job.recipe.hardware.checkpoint_minutes)
 
@@ -88,7 +96,9 @@ class Stage:
                 job.accelerator.prepare(self.optimizer),
                 job.accelerator,
                 epochs=self.epochs,
-                learning_rate=lambda progress: warm_cosine(progress, wish.lr, wish.warmup_epochs / self.epochs),
+                learning_rate=lambda progress: warm_cosine(
+                    progress, wish.lr, wish.warmup_epochs / self.epochs, self.final_lr
+                ),
                 loss=loss,
                 position=position,
                 first_epoch=self.first_epoch,

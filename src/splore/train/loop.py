@@ -37,11 +37,11 @@ class Position:
     sums: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
 
 
-def warm_cosine(progress: float, peak: float, warmup: float) -> float:
-    """The learning rate at a progress from 0 to 1: linear up to `peak` over the share `warmup`, then a half cosine."""
+def warm_cosine(progress: float, peak: float, warmup: float, final: float = 0.0) -> float:
+    """The learning rate at a progress from 0 to 1: linear up to `peak` over the share `warmup`, a half cosine to `final`."""
     if progress < warmup:
         return peak * progress / warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / max(1 - warmup, 1e-12)))
+    return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / max(1 - warmup, 1e-12)))
 
 
 def fit(
