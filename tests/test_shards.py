@@ -115,6 +115,21 @@ def test_the_other_methods_too(words, tmp_path):
     same_curves(tmp_path / "one/out", tmp_path / "two/out")
 
 
+@pytest.mark.parametrize("gather", ["1000000", "50"])
+def test_what_is_frozen_stays(gather, tmp_path):
+    words = [*WORDS, "--model=tests_support:half_frozen", "--design.include=[Linear, conv2]", "--cut.params=0.6"]
+    commands = ranks(words, tmp_path / "two", env={"GATHER": gather})
+    alone = splore(*words, folder=tmp_path / "one")
+    assert alone.code == 0, alone
+    done = [command.wait() for command in commands]
+    assert [each.code for each in done] == [0, 0], done
+    same_curves(tmp_path / "one/out", tmp_path / "two/out")
+    trained, final = (tensors(tmp_path / f"two/out/{name}.safetensors") for name in ("trained", "model"))
+    frozen = [key for key in final if "conv1" in key or "bias" in key]
+    assert len(frozen) >= 4 and all(torch.equal(final[key], trained[key]) for key in frozen)
+    assert not torch.equal(final["head.A"], trained["head.A"])
+
+
 def test_weights_masks_ranks_and_statistics_are_the_same_on_all(tmp_path):
     """With batch norm."""
     (tmp_path / "seen").mkdir()

@@ -79,6 +79,14 @@ def plain(num_classes):
     return Mortal(num_classes, norm=False)
 
 
+def half_frozen(num_classes):
+    """The first layer is not trained, and of the others not the biases."""
+    model = Mortal(num_classes, norm=False)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith("conv1") and not name.endswith("bias"))
+    return model
+
+
 def two_outputs():
     return Mortal(2)
 

@@ -38,7 +38,7 @@ class Position:
 
 
 def warm_cosine(progress: float, peak: float, warmup: float, final: float = 0.0) -> float:
-    """The learning rate at a progress from 0 to 1: linear up to `peak` over the share `warmup`, a half cosine to `final`."""
+    """The rate at a progress from 0 to 1: up to `peak` over the share `warmup`, then half a cosine to `final`."""
     if progress < warmup:
         return peak * progress / warmup
     return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / max(1 - warmup, 1e-12)))
