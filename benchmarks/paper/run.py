@@ -8,6 +8,7 @@ to benchmarks/results/paper/. Whatever stands behind -- goes to every run, as in
 """
 
 import argparse
+import functools
 import itertools
 import shutil
 import signal
@@ -16,6 +17,8 @@ import sys
 import time
 from pathlib import Path
 
+import splore
+from splore.postprocess.prune import budget_entries
 from splore.recipe import Recipe
 from splore.recipe_file import load_recipe
 
@@ -59,7 +62,7 @@ ABLATIONS = {
     "by-relative": ["--cut.score=relative"],
     "by-energy": ["--cut.score=energy_share"],
     "stale-norm": ["--cut.recalibrate_batches=0"],
-    "one-schedule": [],
+    "two-schedules": ["--train.final_lr=0"],
     "finetune-half": [],
     "finetune-most": [],
     "distilled": ["--baseline=true", "--finetune.distill=0.5"],
@@ -72,8 +75,6 @@ def derived(method: str, base: Recipe) -> list[str]:
     l1, epochs = base.train.l1, base.train.epochs + base.finetune.epochs
     if method in ("l1-x3", "l1-third"):
         return [f"--train.l1={l1 * (3 if method == 'l1-x3' else 1 / 3):.3g}"]
-    if method == "one-schedule":
-        return [f"--train.final_lr={base.finetune.lr}"]
     if method in ("finetune-half", "finetune-most"):
         tuning = max(base.finetune.epochs // 2, 1) if method == "finetune-half" else round(0.8 * epochs)
         steps = min(base.cut.steps, tuning)
@@ -81,10 +82,24 @@ def derived(method: str, base: Recipe) -> list[str]:
     return [f"--train.epochs={epochs}"] if method == "dense" else []
 
 
-def overrides(net: str, method: str, more: list[str]) -> tuple[list[str], int]:
+@functools.cache
+def rank_within(net: str, rank: int, kept: float) -> int:
+    """The largest rank up to `rank` with which the net without any S takes at most 35 % of what is kept, or else 1."""
+    for r in range(rank, 1, -1):
+        model = splore.build(net, 10)
+        splore.decompose(model, splore.Design(rank=r))
+        allowed, held = budget_entries(model, 0.35 * kept)
+        if held <= allowed:
+            return r
+    return 1
+
+
+def overrides(net: str, method: str, kept: float, more: list[str]) -> tuple[list[str], int]:
     """What a method changes in the recipe of a net, and the epochs of a run: the same number for every method."""
     base = load_recipe(RECIPES / NETS[net][0], more)
     words = [*more, f"--model={net}", "--baseline=false", "--finetune.distill=0"]
+    if isinstance(base.design.rank, int) and method not in ("dense", "sparse", "low-rank"):
+        words.append(f"--design.rank={rank_within(net, base.design.rank, kept)}")
     words += [*(METHODS | ABLATIONS)[method], *derived(method, base)]
     return words, base.train.epochs + base.finetune.epochs
 
@@ -93,8 +108,8 @@ def jobs(args: argparse.Namespace, more: list[str]) -> dict[str, list[str]]:
     """The arguments of each run by its name, seed by seed, so that whatever is done first is a whole table."""
     found = {}
     for seed, net, method in itertools.product(args.seeds, args.net, args.method):
-        words, epochs = overrides(net, method, more)
         for kept in [1.0] if method == "dense" else args.kept or NETS[net][1]:
+            words, epochs = overrides(net, method, kept, more)
             cut = [] if method == "dense" else [f"--cut.params={kept}"]
             root = [f"--data.root={args.root}"] if args.root else []
             recipe = str(RECIPES / NETS[net][0])
