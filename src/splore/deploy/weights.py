@@ -9,7 +9,12 @@ from splore.deploy.program import Floats, Indices, Weight
 from splore.design.layers import LowRankSparse
 from splore.design.matrix import Scheme, fold
 
-DENSE_FROM = 0.5  # stored share of a matrix from which the dense form is smaller: an entry costs value and index
+DENSE_FROM = 0.75
+"""Stored share of a matrix from which a program holds it dense.
+
+From a half on that is smaller, for an entry costs a value and an index; but the engine, which tries both, runs entries
+faster until here.
+"""
 
 
 class Spatial(Weight):
@@ -20,7 +25,7 @@ class Spatial(Weight):
 
 
 def from_layer(layer: LowRankSparse) -> Weight:
-    """The weight of a decomposed layer, part by part; folded to dense where its parts take as much room as that."""
+    """The weight of a decomposed layer, part by part; folded to dense where they hold nearly as much as that."""
     spatial = layer.scheme is Scheme.SPATIAL and len(layer.weight_shape) == 4
     n = layer.weight_shape[0]
     dense = _numpy(layer.weight).reshape(n, -1)
