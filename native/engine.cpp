@@ -169,9 +169,11 @@ void Engine::run(const Cut& cut, const float* in, float* out, int64_t batch) {
   if (cut.alone) {
     Slice& alone = slice({false, lanes, 1});
     const ptrdiff_t each = alone.workspace();
-    float* arenas = memory(each * threads_);
+    const int workers = int(std::min<int64_t>(threads_, cut.alone));
+    float* arenas = memory(each * workers);
     std::atomic<int64_t> next{0};
     const std::function<void(int)> work = [&](int index) {
+      if (index >= workers) return;
       float* arena = arenas + index * each;
       for (int64_t i; (i = next.fetch_add(1)) < cut.alone;) {
         const int images = int(std::min<int64_t>(lanes, batch - i * lanes));

@@ -306,7 +306,7 @@ def test_a_timed_plan_equals_the_reference(monkeypatch):
 
 
 @pytest.mark.parametrize("plan", ["fast", ""])
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("threads", [1, 2, 5])
 def test_batches_of_any_size_by_one_engine(threads, plan, monkeypatch):
     monkeypatch.setenv("SPLORE_PLAN", plan)
     program = conv_program(3, 4, 6, (5, 6), 3, 0.4, 2)
