@@ -95,11 +95,22 @@ std::vector<ConvChoice> ConvStep::candidates() const {
   return list;
 }
 
+bool may_stay_inside(const Window& w, const Shape& in, const Shape& out) {
+  const bool keeps_map = in.h == out.h && in.w == out.w && three_by_three(w) && w.top == 1 && w.left == 1;
+  return keeps_map && std::any_of(std::begin(kTiles), std::end(kTiles), [&](const TileShape& s) {
+           return may_be_inside(s.rows, s.columns) && s.rows == out.h && s.columns == out.w;
+         });
+}
+
 // Whether a tile is the whole map, and the window's taps see its borders.
 bool ConvStep::may_stay_inside(TileShape s) const {
-  const Window& w = op_.window;
-  return !layout_.pixels && may_be_inside(s.rows, s.columns) && s.rows == map_.shape.h && s.columns == map_.shape.w &&
-         in_.shape.h == map_.shape.h && in_.shape.w == map_.shape.w && three_by_three(w) && w.top == 1 && w.left == 1;
+  return !layout_.pixels && s.rows == map_.shape.h && s.columns == map_.shape.w &&
+         splore::may_stay_inside(op_.window, in_.shape, map_.shape);
+}
+
+// There is no border to read.
+bool ConvStep::must_stay_inside() const {
+  return !layout_.pixels && in_.first == 0 && splore::may_stay_inside(op_.window, in_.shape, map_.shape);
 }
 
 // Whether B can be transformed: neighbouring outputs share the inputs of 3 x 3 windows.
@@ -131,10 +142,13 @@ void ConvStep::add_blocks(ConvChoice c, std::vector<ConvChoice>& list) const {
   // At low densities a dense kernel cannot win; where all is dense a stream cannot.
   const bool try_dense = may_fold && (density > 0.1 || w.rank * (w.n + k) > w.n * k / 3 || k <= 64 || !w.rank);
   const bool try_sparse = !may_fold || density < 0.75;
+  const auto may_choose = [&](bool inside) {
+    return inside ? !c.pattern && !c.gathered && may_stay_inside(shape) : !must_stay_inside();
+  };
   std::set<int64_t> seen;
   for (const bool inside : {false, true}) {
-    if (!try_sparse || (inside && (c.pattern || c.gathered || !nonzeros_ || !may_stay_inside(shape)))) continue;
-    c.dense = false, c.inside = inside, c.winograd = !c.gathered && may_transform(shape);
+    if (!try_sparse || !may_choose(inside)) continue;
+    c.dense = false, c.inside = inside, c.winograd = !c.gathered && !inside && may_transform(shape);
     c.dense_finish = !c.pattern && w.rank && (w.rank >= 8 || !nonzeros_);
     // The first level of the cache, with more of it or less for other things, and the second. Small blocks need enough entries
     // of a row to pay.
@@ -150,8 +164,9 @@ void ConvStep::add_blocks(ConvChoice c, std::vector<ConvChoice>& list) const {
     }
     seen.clear();
   }
-  if (try_dense && !c.pattern) {
-    c.dense = true, c.inside = c.dense_finish = c.winograd = false;
+  const bool inside = may_choose(true);
+  if (try_dense && !c.pattern && may_choose(inside)) {
+    c.dense = true, c.inside = inside, c.dense_finish = c.winograd = false;
     for (const int64_t bytes : {kFirstLevel, 4 * kFirstLevel}) {
       c.block_channels = block(bytes);
       if (seen.insert(c.block_channels).second) list.push_back(c);

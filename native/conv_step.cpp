@@ -5,7 +5,6 @@
 namespace splore {
 namespace {
 
-constexpr ptrdiff_t kStays = 1 << 18;  // floats of a value that mostly stays in the second-level cache
 constexpr size_t kLongStream = 1 << 15;  // entries that don't
 constexpr ptrdiff_t kGuard = 256;  // floats around the arena that a gathered run may read over
 
@@ -55,7 +54,8 @@ void ConvStep::choose(const ConvChoice& choice) {
   choice_ = choice;
   const TileShape shape = kTiles[choice.tile];
   const bool fits = layout_.pixels ? shape.columns <= map_.vectors : shape.rows <= map_.shape.h && shape.columns <= map_.shape.w;
-  if (!fits || (choice.inside && !may_stay_inside(shape)) || (choice.winograd && !may_transform(shape)))
+  const bool sees = choice.inside ? may_stay_inside(shape) : !must_stay_inside();
+  if (!fits || !sees || (choice.winograd && !may_transform(shape)))
     throw Error("a kernel was chosen that does not fit the map");
   const int tile_floats = shape.rows * shape.columns * layout_.lanes;
   std::vector<int32_t> offsets;
@@ -79,6 +79,7 @@ void ConvStep::choose(const ConvChoice& choice) {
   args_.t_offsets = packed_->t_offsets.data();
   args_.taps = int32_t(w.taps());
   args_.x_row = w.stride_h * in_.row;
+  args_.inside = choice.inside;
   args_.fetch_input = !choice.gathered && in_.size() > kStays;
   args_.fetch_output = !pooled_ && map_.size() > kStays;
   args_.fetch_entries = packed_->entries.size() + packed_->words.size() / 2 > kLongStream;
@@ -195,6 +196,27 @@ void ConvStep::run(int64_t task, const Run& run, const Scratch& scratch) const {
   if (pooled_) pool_tile(part, at, scratch.outputs, run.arena);
 }
 
+bool ConvStep::can_take_turns(const ConvStep& reader) const {
+  // What the reader writes over must not be what this one still reads.
+  const bool over = reader.residual_ == &reader.map_ && (reader.residual_ == &in_ || reader.residual_ == residual_);
+  return (&reader.in_ == out || &reader.in_ == second) && !over;
+}
+
+void ConvStep::run_tile_row(int64_t row, const Run& run, const Scratch& scratch) const {
+  for (int64_t i = 0; i < tiles_across_; i++) this->run(row * tiles_across_ + i, run, scratch);
+}
+
+int64_t ConvStep::rows_read(int64_t tile_row) const {
+  const Window& w = op_.window;
+  const int64_t last = place(tile_row * tiles_across_).y + kTiles[choice_.tile].rows - 1;
+  return std::min(in_.shape.h, last * w.stride_h + (w.kernel_h - 1) * w.dilation_h - w.top + 1);
+}
+
+int64_t ConvStep::rows_made(int64_t tile_row) const {
+  const int64_t rows = place(tile_row * tiles_across_).y + kTiles[choice_.tile].rows;
+  return pooled_ ? rows / 2 : rows;
+}
+
 // The maxima of the 2 x 2 windows of a tile.
 void ConvStep::pool_tile(const ConvPart& part, const Place& at, const float* tile, float* arena) const {
   const TileShape shape = kTiles[choice_.tile];
@@ -212,7 +234,7 @@ ScratchSize ConvStep::scratch() const {
   ScratchSize size;
   if (choice_.gathered) size.gathered = packed_->most_columns * tile;
   if (args_.block_count > 1 || args_.a_packed) size.partial = (op_.weight.n + kRowGroup - 1) / kRowGroup * kRowGroup * tile;
-  size.t = args_.rank * tile;
+  size.t = (args_.rank + kRowGroup - 1) / kRowGroup * kRowGroup * tile;
   if (pooled_) size.outputs = op_.weight.n * tile;
   return size;
 }
@@ -220,11 +242,12 @@ ScratchSize ConvStep::scratch() const {
 int64_t ConvStep::multiply_adds() const {
   const int64_t pixels = map_.shape.h * map_.shape.w;
   const Weight& w = op_.weight;
-  if (choice_.dense) return w.n * w.k * pixels;
   // Inside the map a tap down or right, up or left, sees a row or a column less.
   const int64_t seen = choice_.inside ? (3 * map_.shape.h - 2) * (3 * map_.shape.w - 2) : kInsideTaps * pixels;
-  const int64_t sparse = nonzeros_ * seen / kInsideTaps;
-  if (!choice_.winograd) return sparse + w.rank * (w.n + w.k) * pixels;
+  const auto of_input = [&](int64_t weights) { return weights * seen / kInsideTaps; };
+  if (choice_.dense) return of_input(w.n * w.k);
+  const int64_t sparse = of_input(nonzeros_);
+  if (!choice_.winograd) return sparse + of_input(w.rank * w.k) + w.rank * w.n * pixels;
   const TileShape shape = kTiles[choice_.tile];
   const auto multiplied = [](int64_t outputs) { return outputs / 2 * 4 + outputs % 2 * 3; };
   const int64_t tiles = tiles_down_ * tiles_across_ * multiplied(shape.rows) * multiplied(shape.columns);

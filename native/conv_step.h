@@ -10,6 +10,8 @@
 
 namespace splore {
 
+constexpr ptrdiff_t kStays = 1 << 18;  // floats of a value that mostly stays in the second-level cache
+
 struct ConvChoice {
   int tile = 0;                // of kTiles
   int64_t block_channels = 0;  // input channels of a block
@@ -21,6 +23,9 @@ struct ConvChoice {
   bool winograd = false;       // B by Winograd's transform
   bool dense_finish = false;   // A by the dense kernel; else as more entries in each row of the stream
 };
+
+// Whether a 3 x 3 window keeps a map that is one tile: the kernels then know what it sees of the border, and read none.
+bool may_stay_inside(const Window& window, const Shape& in, const Shape& out);
 
 class ConvStep : public Step {
  public:
@@ -49,9 +54,20 @@ class ConvStep : public Step {
   int64_t tasks() const override { return tiles_down_ * tiles_across_ * int64_t(packed_->parts.size()); }
   void run(int64_t task, const Run& run, const Scratch& scratch) const override;
   ScratchSize scratch() const override;
-  std::string kernel() const override { return describe(choice_) + (pooled_ ? ", pooled" : ""); }
+  std::string kernel() const override {
+    return describe(choice_) + (pooled_ ? ", pooled" : "") + (in_turns ? ", in turns" : "");
+  }
   int64_t multiply_adds() const override;
   int64_t packed_bytes() const override { return packed_ ? packed_->bytes() : 0; }
+
+  // In the images layout and a team of one the tasks are rows of tiles, from the top to the bottom. Whether `reader` can take
+  // each row of its tiles as soon as this convolution has made what that reads.
+  bool can_take_turns(const ConvStep& reader) const;
+  int64_t tile_rows() const { return tiles_down_; }
+  void run_tile_row(int64_t row, const Run& run, const Scratch& scratch) const;
+  int64_t rows_read(int64_t tile_row) const;  // of the input, from the top
+  int64_t rows_made(int64_t tile_row) const;  // of what is stored, from the top
+  bool in_turns = false;  // with another convolution
 
  private:
   // Of a tile's first output: row and column, or in the pixels layout the vector as x.
@@ -65,6 +81,7 @@ class ConvStep : public Step {
   std::vector<TileShape> shapes(size_t most, int most_vectors) const;
   bool may_have_patterns() const;
   bool may_stay_inside(TileShape s) const;
+  bool must_stay_inside() const;
   bool may_transform(TileShape s) const;
   void add_blocks(ConvChoice c, std::vector<ConvChoice>& list) const;
   int64_t block_for(TileShape shape, bool inside, int64_t bytes) const;

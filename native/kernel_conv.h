@@ -32,11 +32,17 @@ void conv_tile(const ConvArgs& args, const ConvPart& part, const ConvTile& tile,
     const Corner<R, C, STEP> x(args.gather ? scratch.gathered : tile.x, pitch);
     if (block.winograd) {
       if constexpr (STEP == 1) winograd_rows<R, C>(block, args.rank, tile.x, pitch, scratch.t, first);
+    } else if (args.rank && args.inside) {
+      if constexpr (STEP == 1 && may_be_inside(R, C))
+        dense_inside<R, C>(block.b, block, 0, args.rank, tile.x, pitch, Keep<T>{scratch.t, first});
     } else if (args.rank) {
       low_rank_rows<T>(block.b, block.offsets, block.columns, args.rank, x, Keep<T>{scratch.t, first});
     }
     const Store<R, C> sink{args, tile, scratch.partial, first, last && !dense_finish};
-    if (block.dense) {
+    if (block.dense && args.inside) {
+      if constexpr (STEP == 1 && may_be_inside(R, C))
+        dense_inside<R, C>(block.dense, block, part.begin, part.end, tile.x, pitch, sink);
+    } else if (block.dense) {
       dense_rows<T>(block.dense, block.offsets, block.columns, part.begin, part.end, x, sink);
     } else if (part.pattern) {
       if constexpr (T <= kPatternVectors)

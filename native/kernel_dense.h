@@ -64,6 +64,57 @@ SPLORE_INLINE void dense_chunks(const float* weights, const int32_t* offsets, in
   if constexpr (V + N < T) dense_chunks<G, V + N, T>(weights, offsets, columns, row, x, sink);
 }
 
+// G rows of a dense matrix, packed by kRowGroup, for row ROW of a map that is the whole tile: a vector of the input is loaded once
+// for all of the taps of its row of the window, and none from beyond the map.
+template <int G, int ROW, int R, int C, class Sink>
+SPLORE_INLINE void inside_row(const float* weights, const int32_t* offsets, int channels, int row, const float* x,
+                              ptrdiff_t pitch, const Sink& sink) {
+  Vec sum[G][C];
+#pragma GCC unroll 4
+  for (int g = 0; g < G; g++) sink.template start<ROW * C>(row + g, sum[g]);
+  for (int c = 0; c < channels; c++, weights += kInsideTaps * kRowGroup) {
+    const float* first = x + offsets[ptrdiff_t(c) * kInsideTaps + kInsideTaps / 2];
+#pragma GCC unroll 3
+    for (int i = 0; i < 3; i++) {
+      if (ROW + i < 1 || ROW + i > R) continue;
+      Vec in[C];
+#pragma GCC unroll 4
+      for (int v = 0; v < C; v++) in[v] = held(load(first + (ROW + i - 1) * pitch + v * L));
+#pragma GCC unroll 3
+      for (int j = 0; j < 3; j++)
+#pragma GCC unroll 4
+        for (int g = 0; g < G; g++) {
+          const Vec factor = broadcast(weights[(3 * i + j) * kRowGroup + g]);
+#pragma GCC unroll 4
+          for (int v = 0; v < C; v++)
+            if (v + j >= 1 && v + j <= C) sum[g][v] += in[v + j - 1] * factor;
+        }
+    }
+  }
+#pragma GCC unroll 4
+  for (int g = 0; g < G; g++) sink.template finish<ROW * C>(row + g, sum[g]);
+}
+
+template <int G, int ROW, int R, int C, class Sink>
+SPLORE_INLINE void inside_rows(const float* weights, const int32_t* offsets, int channels, int row, const float* x,
+                               ptrdiff_t pitch, const Sink& sink) {
+  inside_row<G, ROW, R, C>(weights, offsets, channels, row, x, pitch, sink);
+  if constexpr (ROW + 1 < R) inside_rows<G, ROW + 1, R, C>(weights, offsets, channels, row, x, pitch, sink);
+}
+
+// The rows of W or B, from `begin` to `end`, over a block of input channels. A last group that is not full computes rows that
+// the sink must not store.
+template <int R, int C, class Sink>
+void dense_inside(const float* packed, const ConvBlock& block, int begin, int end, const float* x, ptrdiff_t pitch,
+                  const Sink& sink) {
+  constexpr int G = SPLORE_REGISTERS >= 32 ? kRowGroup : kRowGroup / 2;
+  const int channels = block.channel_end - block.channel_begin;
+  for (int row = begin; row < end; row += G) {
+    const float* weights = packed + ptrdiff_t(row / kRowGroup * kRowGroup) * block.columns + row % kRowGroup;
+    inside_rows<G, 0, R, C>(weights, block.offsets, channels, row, x, pitch, sink);
+  }
+}
+
 // The rows of W or A: a last group that is not full computes rows that are not stored.
 template <int T, class Source, class Sink>
 SPLORE_INLINE void dense_rows(const float* packed, const int32_t* offsets, int columns, int begin, int end, const Source& x,

@@ -42,12 +42,8 @@ SPLORE_INLINE const Entry* add_inside(const Entry* entry, const int32_t* counts,
         if (row >= 0 && row < R && column >= 0 && column < C) to[v] += x.at(v, offset) * w;
       }
     };
-    const Entry* end = entry + counts[TAP];
-    if constexpr (U > 1)
-      for (; end - entry >= U; entry += U)
-#pragma GCC unroll 8
-        for (int u = 0; u < U; u++) add(sum[u], entry[u]);
-    for (; entry < end; entry++) add(sum[0], *entry);
+    // One loop, for it is short, and where it ends is rarely foreseen.
+    for (const Entry* end = entry + counts[TAP]; entry < end; entry++) add(sum[TAP % U], *entry);
     entry = add_inside<TAP + 1>(entry, counts, x, sum);
   }
   return entry;

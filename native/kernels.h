@@ -89,6 +89,7 @@ struct ConvArgs {
   const float* a_packed;  // A as the dense kernel wants it, where it finishes the tile; else null
   const int32_t* t_offsets;
   int32_t taps;     // columns of an input channel
+  bool inside;      // the tile is the whole map, and nothing beyond it is read
   bool fetch_input, fetch_output, fetch_entries;  // too large for the second-level cache: prefetch what comes next
   ptrdiff_t x_row;  // floats between two rows of the tile
   ptrdiff_t out_row, out_plane, residual_row, residual_plane;
@@ -113,7 +114,7 @@ struct ConvTile {
 struct Scratch {
   float* gathered;  // [columns][tile]
   float* partial;   // [n, in whole row groups][tile]: sums between two blocks of input channels
-  float* t;         // [rank][tile]: B x
+  float* t;         // [rank, in whole row groups][tile]: B x
   float* outputs;   // [n][tile], where they are pooled before they are stored
 };
 

@@ -32,17 +32,18 @@ Storage Layout::storage(const Shape& shape, const Border& border) {
   Storage s;
   s.shape = shape;
   s.lanes = lanes;
+  const Border wanted = !pixels ? border : bordered(shape) ? borders_[{shape.h, shape.w}] : Border{};
+  const int64_t beside = std::max(wanted.left, wanted.right), between = std::max(wanted.top, wanted.bottom);
   if (!pixels) {
     s.column = lanes;
     s.image = 1;
-    s.row = (border.left + shape.w + border.right) * lanes;
-    s.first = border.top * s.row + border.left * lanes;
-    s.plane = spread((border.top + shape.h + border.bottom) * s.row, lanes);
+    s.row = (beside + shape.w) * lanes;
+    s.first = between * s.row + beside * lanes;
+    s.plane = spread((between + shape.h) * s.row, lanes);
+    s.tail = s.first;
     expect_size(s);
     return s;
   }
-  const Border shared = bordered(shape) ? borders_[{shape.h, shape.w}] : Border{};
-  const int64_t beside = std::max(shared.left, shared.right), between = std::max(shared.top, shared.bottom);
   s.column = 1;
   s.row = shape.w + beside;
   s.image = (shape.h + between) * s.row;

@@ -49,7 +49,7 @@ void Slice::lower() {
   const auto& ops = program_.ops;
   const auto& shapes = program_.shapes;
   // Step 0 is the way in. An operation's step comes after one for what it wants done to its input first, unless the input's
-  // maker does that, and a concatenation is a step for each of its inputs.
+  // maker does that, a concatenation is a step for each of its inputs, and a pool may be part of its maker's step.
   std::vector<int> step_of(ops.size());
   // A convolution writes what one later convolution wants done to it beside its own output.
   std::vector<int> beside(ops.size(), -1);      // by the writer
@@ -72,7 +72,8 @@ void Slice::lower() {
       beside[size_t(maker)] = int(i);
       is_beside[i] = true;
     }
-    step += pre && !is_beside[i] ? 2 : ops[i].kind == SPLORE_CONCAT ? int(ops[i].inputs.size()) : 1;
+    if (maker < 0 || pool_of[size_t(maker)] != int(i))
+      step += pre && !is_beside[i] ? 2 : ops[i].kind == SPLORE_CONCAT ? int(ops[i].inputs.size()) : 1;
     step_of[i] = step;
   }
   const int last = step + 1;
@@ -84,7 +85,9 @@ void Slice::lower() {
     for (int value : ops[i].inputs) dies[size_t(value)] = std::max(dies[size_t(value)], step_of[i]);
     if (ops[i].kind != SPLORE_CONV) continue;
     const size_t x = size_t(ops[i].inputs[0]);
-    const Border border = border_of(ops[i], shapes[x], shapes[i + 1]);
+    // A convolution that stays inside a small map wants none.
+    const bool inside = !layout_.pixels && may_stay_inside(ops[i].window, shapes[x], shapes[i + 1]);
+    const Border border = inside ? Border{} : border_of(ops[i], shapes[x], shapes[i + 1]);
     (ops[i].scale ? pre_borders[i] : borders[x]).include(border);
     if (layout_.pixels && keeps_map(ops[i], shapes[x], shapes[i + 1])) layout_.reserve(shapes[x], border);
   }

@@ -31,6 +31,7 @@ void clear_border(const Storage& s, float* arena, int64_t begin, int64_t end) {
       std::fill(after, y + 1 < s.shape.h ? after + s.row - used : plane + s.plane, 0.0f);
     }
   }
+  if (end == s.shape.c) std::fill_n(arena + s.offset + end * s.plane, s.tail, 0.0f);
 }
 
 }  // namespace

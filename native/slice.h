@@ -48,6 +48,9 @@ class Slice {
   const Storage* add_storage(const Shape& shape, const Border& border, int born, int dies);
   void extend_life(const Storage* storage, int dies);
   void place_storages();
+  void pair_up();
+  void run_pair(size_t first, const Run& run, const Scratch& scratch);
+  double time_pair(size_t first, bool in_turns, const Run& run);
   void run_step(size_t round, const Step& step, int64_t tasks, int worker, const Run& run, const Scratch& scratch);
   double time_step(Team& team, const Step& step, int64_t tasks, const Step* before, const Run& run);
   double time_choice(Team& team, ConvStep& conv, const ConvChoice& choice, const Step& before, const Run& run);
@@ -67,6 +70,7 @@ class Slice {
   std::vector<std::unique_ptr<Storage>> maps_;  // of convolutions whose outputs are pooled before they are stored: nowhere
   std::vector<std::unique_ptr<Step>> steps_;
   std::vector<ConvStep*> convolutions_;  // of each step, or null
+  std::vector<bool> paired_;  // whether a step and the next one may take turns
   std::map<std::string, ConvChoice> chosen_;
   ptrdiff_t arena_floats_ = 0;
   ScratchSize scratch_size_;  // the largest that a step needs

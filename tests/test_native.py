@@ -178,22 +178,25 @@ def test_patterns_equal_the_reference(
     side=st.sampled_from([1, 2, 4]),
     density=st.sampled_from([0.05, 0.3, 0.6]),
     rank=st.integers(0, 9),
+    kernel=st.sampled_from(["inside", "dense inside", ""]),
     images=st.integers(1, 40),
     threads=st.sampled_from([1, 2]),
     isa=st.sampled_from(ISAS or [None]),
 )
-def test_a_tile_that_is_the_whole_map(seed, channels, side, density, rank, images, threads, isa):
+def test_a_tile_that_is_the_whole_map(seed, channels, side, density, rank, kernel, images, threads, isa):
+    """Such maps have no border, unless somebody else wants one."""
     c, n = channels
     program = conv_program(seed, c, n, (side, side), 3, density, min(rank, n))
     rng = np.random.default_rng(seed)
     sparse = random_sparse(rng, n, 9 * n, density)
     sparse["values"] /= np.float32(3 * n**0.5)
     again = Conv("again", (2, 2), Weight(**sparse), floats(rng, n), (3, 3), pad=(1,) * 4, act=random_act(rng))
-    program = Program(program.input, (*program.ops[:2], again))
-    expect_equal(program, images, threads, isa, "inside")
-    for step in planned(program, isa, "inside"):
-        nonzeros = {op.name: op.weight.values.size for op in program.ops[1:]}.get(step["name"])
-        assert not nonzeros or "inside" in step["kernel"] or step["kernel"] == "map"
+    larger = Conv("larger", (2,), again.weight, again.bias, (3, 3), pad=(1, 1, 2, 2))
+    for last in (again, larger):
+        program = Program(program.input, (*program.ops[:2], last))
+        expect_equal(program, images, threads, isa, kernel)
+        steps = {step["name"]: step["kernel"] for step in planned(program, isa, kernel)}
+        assert "inside" in steps["second"] and ("inside" in steps[last.name]) == (last is again)
 
 
 @settings(max_examples=80, deadline=None)
@@ -216,7 +219,7 @@ def test_transformed_low_rank_parts_equal_the_reference(seed, channels, side, pa
     program = Program((3, *side), (first, second, third))
     expect_equal(program, images, 1, isa, tile)
     steps = {step["name"]: step["kernel"] for step in planned(program, isa, tile)}
-    assert "winograd" in steps["second"]
+    assert "winograd" in steps["second"] or "inside" in steps["second"]
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -251,6 +254,45 @@ def test_a_convolution_pools_its_own_tiles(isa, kernel, side, stride):
         assert sum("pooled" in step["kernel"] for step in steps) == pooled
 
 
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 1 << 20),
+    side=st.tuples(st.integers(8, 24), st.integers(8, 24)),
+    layers=st.lists(
+        st.tuples(st.sampled_from([1, 3, 5]), st.sampled_from([1, 1, 2]), st.booleans()), min_size=2, max_size=6
+    ),
+    kernel=st.sampled_from(["", " 1x4", " 2x2", " 4x4", "dense", "pattern"]),
+    images=st.integers(16, 33),
+    isa=st.sampled_from(ISAS or [None]),
+)
+def test_convolutions_take_turns(seed, side, layers, kernel, images, isa):
+    """Chains of windows, strides and pools: each second convolution follows the first row by row of its tiles."""
+    rng = np.random.default_rng(seed)
+    ops, shape = [], (5, *side)
+    for i, (window, stride, pool) in enumerate(layers):
+        n, k = int(rng.integers(4, 20)), shape[0] * window**2
+        parts = random_sparse(rng, n, k, 0.2)
+        parts["values"] /= np.float32(max(1, k // 5) ** 0.5)
+        pre = Scale(floats(rng, shape[0]), floats(rng, shape[0])) if rng.random() < 0.2 else None
+        pad = tuple(int(border) for border in rng.integers(window // 2, window // 2 + 2, 4))
+        ops.append(
+            Conv(
+                f"{i}", (len(ops),), Weight(**parts), floats(rng, n), (window,) * 2, (stride,) * 2, pad,
+                act=Act.RELU, pre=pre,
+            )
+        )  # fmt: skip
+        shape = ops[-1].shape(shape)
+        if pool and min(shape[1:]) > 1:
+            ops.append(halved(len(ops)))
+            shape = ops[-1].shape(shape)
+    program = Program((5, *side), tuple(ops))
+    expect_equal(program, images, 1, isa, kernel)
+    steps = planned(program, isa, kernel)
+    assert all("in turns" in step["kernel"] for step in steps if step["name"] in ("0", "1")) or any(
+        step["kernel"] in ("map", "pool") for step in steps
+    )
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("kernel", ["", "inside"])
 def test_maps_of_one_size_in_memory_have_their_own_kernels(isa, kernel):
@@ -271,13 +313,14 @@ def test_maps_of_one_size_in_memory_have_their_own_kernels(isa, kernel):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("kernel", ["", "2x8"])
-def test_a_residual_that_is_read_again_and_one_that_is_not(isa, kernel):
+@pytest.mark.parametrize("kernel", ["", "2x8", "4x4"])
+@pytest.mark.parametrize("height", [28, 29])
+def test_a_residual_that_is_read_again_and_one_that_is_not(isa, kernel, height):
     rng = np.random.default_rng(0)
-    weight = Weight(**random_sparse(rng, 6, 6, 0.5))
-    convs = [Conv(f"{i}", inputs, weight, floats(rng, 6)) for i, inputs in enumerate([(0,), (1,), (2, 1), (3, 1)])]
+    weight, inputs = Weight(**random_sparse(rng, 6, 54, 0.2)), [(0,), (1,), (2, 1), (3, 1), (4,)]
+    convs = [Conv(f"{i}", x, weight, floats(rng, 6), (3, 3), pad=(1,) * 4) for i, x in enumerate(inputs)]
     for threads in (1, 2):
-        expect_equal(Program((6, 28, 28), tuple(convs)), 16, threads, isa, kernel)
+        expect_equal(Program((6, height, 28), tuple(convs)), 16, threads, isa, kernel)
 
 
 def halved(x: int) -> Pool:
