@@ -196,27 +196,6 @@ void ConvStep::run(int64_t task, const Run& run, const Scratch& scratch) const {
   if (pooled_) pool_tile(part, at, scratch.outputs, run.arena);
 }
 
-bool ConvStep::can_take_turns(const ConvStep& reader) const {
-  // What the reader writes over must not be what this one still reads.
-  const bool over = reader.residual_ == &reader.map_ && (reader.residual_ == &in_ || reader.residual_ == residual_);
-  return (&reader.in_ == out || &reader.in_ == second) && !over;
-}
-
-void ConvStep::run_tile_row(int64_t row, const Run& run, const Scratch& scratch) const {
-  for (int64_t i = 0; i < tiles_across_; i++) this->run(row * tiles_across_ + i, run, scratch);
-}
-
-int64_t ConvStep::rows_read(int64_t tile_row) const {
-  const Window& w = op_.window;
-  const int64_t last = place(tile_row * tiles_across_).y + kTiles[choice_.tile].rows - 1;
-  return std::min(in_.shape.h, last * w.stride_h + (w.kernel_h - 1) * w.dilation_h - w.top + 1);
-}
-
-int64_t ConvStep::rows_made(int64_t tile_row) const {
-  const int64_t rows = place(tile_row * tiles_across_).y + kTiles[choice_.tile].rows;
-  return pooled_ ? rows / 2 : rows;
-}
-
 // The maxima of the 2 x 2 windows of a tile.
 void ConvStep::pool_tile(const ConvPart& part, const Place& at, const float* tile, float* arena) const {
   const TileShape shape = kTiles[choice_.tile];

@@ -17,19 +17,15 @@ constexpr int kRepeats = 30;
 constexpr double kMilliseconds = 0.6;
 constexpr double kEnoughMacs = 2e7;  // of a thread: a part of a large convolution says enough
 
-// The share of their time that two convolutions must gain to take turns.
-constexpr double kWorthTurns = 0.02;
+ptrdiff_t round_up(ptrdiff_t x) { return (x + 15) / 16 * 16; }
 
-// Milliseconds. A thread that works alone looks at its own time on the processor, which other processes don't disturb.
+}  // namespace
+
 double now(bool alone) {
   timespec t;
   clock_gettime(alone ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &t);
   return double(t.tv_sec) * 1e3 + double(t.tv_nsec) * 1e-6;
 }
-
-ptrdiff_t round_up(ptrdiff_t x) { return (x + 15) / 16 * 16; }
-
-}  // namespace
 
 Slice::Slice(const Program& program, const Kernels& kernels, const SliceKind& kind, const std::string& forced)
     : kind(kind),
@@ -60,33 +56,6 @@ void Slice::work(int index, const Run& run, float* memory) {
     run_step(i, *steps_[i], steps_[i]->tasks(), index, run, scratch);
     barrier_.wait();
   }
-}
-
-// Two convolutions may take turns where one thread runs both and the map between them would not stay in its cache.
-void Slice::pair_up() {
-  paired_.assign(steps_.size(), false);
-  if (layout_.pixels || kind.team > 1) return;
-  for (size_t i = 0; i + 1 < steps_.size(); i++) {
-    const ConvStep *maker = convolutions_[i], *reader = convolutions_[i + 1];
-    if (maker && reader && maker->can_take_turns(*reader) && (hasty_ || steps_[i]->out->size() > kStays)) paired_[i++] = true;
-  }
-}
-
-// The second convolution takes each row of its tiles as soon as the first has made what that reads.
-void Slice::run_pair(size_t first, const Run& run, const Scratch& scratch) {
-  const ConvStep &maker = *convolutions_[first], &reader = *convolutions_[first + 1];
-  maker.clear_borders(run.arena, 0, 1);
-  reader.clear_borders(run.arena, 0, 1);
-  int64_t next = 0, made = 0;
-  const auto make = [&] {
-    maker.run_tile_row(next, run, scratch);
-    made = maker.rows_made(next++);
-  };
-  for (int64_t row = 0; row < reader.tile_rows(); row++) {
-    while (made < reader.rows_read(row)) make();
-    reader.run_tile_row(row, run, scratch);
-  }
-  while (next < maker.tile_rows()) make();  // what only others read
 }
 
 void Slice::run_step(size_t round, const Step& step, int64_t tasks, int worker, const Run& run, const Scratch& scratch) {
@@ -143,21 +112,6 @@ double Slice::time_step(Team& team, const Step& step, int64_t tasks, const Step*
     work(0);
   else
     team.run(work);
-  return best;
-}
-
-double Slice::time_pair(size_t first, bool in_turns, const Run& run) {
-  AlignedVector<float> memory(static_cast<size_t>(scratch_floats()));
-  const Scratch scratch = scratch_of(memory.data());
-  double best = 1e30;
-  for (int repeat = 0; repeat < 4; repeat++) {
-    const double start = now(true);
-    if (in_turns)
-      run_pair(first, run, scratch);
-    else
-      for (const size_t i : {first, first + 1}) run_step(i, *steps_[i], steps_[i]->tasks(), 0, run, scratch);
-    best = std::min(best, now(true) - start);
-  }
   return best;
 }
 
@@ -226,15 +180,7 @@ void Slice::tune(Team& team, float* arena) {
     const Step* before = i && kind.team > 1 ? steps_[i - 1].get() : nullptr;
     if (!hasty_) steps_[i]->milliseconds = time_step(team, *steps_[i], steps_[i]->tasks(), before, run);
   }
-  for (size_t i = 0; i < steps_.size(); i++) {
-    if (!paired_[i]) continue;
-    const double gain = hasty_ ? 1 : 1 - time_pair(i, true, run) / time_pair(i, false, run);
-    if (gain < kWorthTurns) continue;
-    for (ConvStep* conv : {convolutions_[i], convolutions_[i + 1]}) {
-      conv->in_turns = true;
-      conv->milliseconds *= 1 - gain;
-    }
-  }
+  choose_turns(run);
 }
 
 void Slice::place_storages() {

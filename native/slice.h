@@ -21,6 +21,9 @@ struct SliceKind {
   bool operator<(const SliceKind& o) const { return std::tie(pixels, images, team) < std::tie(o.pixels, o.images, o.team); }
 };
 
+// Milliseconds. A thread that works alone looks at its own time on the processor, which other processes don't disturb.
+double now(bool alone);
+
 bool hasty();  // SPLORE_PLAN=fast: no timing, the first of all candidates
 
 class Slice {
@@ -49,6 +52,7 @@ class Slice {
   void extend_life(const Storage* storage, int dies);
   void place_storages();
   void pair_up();
+  void choose_turns(const Run& run);
   void run_pair(size_t first, const Run& run, const Scratch& scratch);
   double time_pair(size_t first, bool in_turns, const Run& run);
   void run_step(size_t round, const Step& step, int64_t tasks, int worker, const Run& run, const Scratch& scratch);
