@@ -108,9 +108,9 @@ bool ConvStep::may_stay_inside(TileShape s) const {
          splore::may_stay_inside(op_.window, in_.shape, map_.shape);
 }
 
-// There is no border to read.
+// It asked for no border; what other readers asked for may be too narrow.
 bool ConvStep::must_stay_inside() const {
-  return !layout_.pixels && in_.first == 0 && splore::may_stay_inside(op_.window, in_.shape, map_.shape);
+  return !layout_.pixels && splore::may_stay_inside(op_.window, in_.shape, map_.shape);
 }
 
 // Whether B can be transformed: neighbouring outputs share the inputs of 3 x 3 windows.
