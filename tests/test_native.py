@@ -197,7 +197,7 @@ def test_a_tile_that_is_the_whole_map(seed, channels, side, density, rank, kerne
         expect_equal(program, images, threads, isa, kernel)
         steps = {step["name"]: step["kernel"] for step in planned(program, isa, kernel)}
         assert "inside" in steps["second"] and ("inside" in steps[last.name]) == (last is again)
-    wide = Conv("wide", (1,), Weight(dense=floats(rng, n, 3 * c)), floats(rng, n), (1, 3), pad=(0, 0, 1, 1))
+    wide = Conv("wide", (1,), Weight(dense=floats(rng, n, 3 * c)), floats(rng, n), (1, 3), pad=(0, 1, 0, 1))
     add = Conv("add", (3, 2), Weight(dense=floats(rng, n, n)), floats(rng, n))  # a reader that wants half a border
     expect_equal(Program(program.input, (*program.ops[:2], wide, add)), images, threads, isa, kernel)
 
