@@ -1,4 +1,4 @@
-"""Stage c: which entries of S are cut, by energy and to a budget, and which singular values of L."""
+"""Stage c: which entries of S are cut, by energy and to a budget."""
 
 import copy
 from itertools import combinations
@@ -14,7 +14,6 @@ from splore.design.layers import LowRankSparseLinear, decomposed_layers
 from splore.postprocess.prune import (
     budget_entries,
     cubic,
-    cut_ranks,
     energy_share,
     lamp,
     magnitude,
@@ -318,63 +317,6 @@ def test_magnitude_and_relative_are_what_they_are_called():
 def test_scores_of_a_sparse_part_of_zeros_are_zero():
     layer = sparse([0.0, 0.0])[0]
     assert not any(score(layer).any() for score in SCORES)
-
-
-# The low-rank part
-
-
-def with_spectrum(values, m=9, k=7):
-    """A net of one low-rank layer whose A·B has these singular values, with factors that are not orthogonal."""
-    U, V = torch.linalg.qr(torch.randn(m, m).double()).Q, torch.linalg.qr(torch.randn(k, k).double()).Q
-    mix = torch.randn(len(values), len(values)).double() + 3 * torch.eye(len(values))
-    A = U[:, : len(values)] @ torch.diag(torch.tensor(values).double()) @ mix
-    B = torch.linalg.inv(mix) @ V[:, : len(values)].T
-    layer = LowRankSparseLinear(nn.Linear(k, m).double(), len(values), sparse=False)
-    layer.set_parts(A, B)
-    return nn.Sequential(layer)
-
-
-@pytest.mark.parametrize(
-    "energy, rank", [(0.01, 1), (0.5, 1), (0.63, 1), (0.65, 2), (0.99, 2), (0.9995, 3), (0.99995, 4)]
-)
-def test_cut_ranks_keeps_the_fewest_singular_values_that_hold_the_energy(energy, rank):
-    model = with_spectrum([8.0, 6.0, 0.3, 0.1])  # shares 0.639, 0.999, 0.9999, 1
-    before = model[0].low_rank.detach().clone()
-    assert cut_ranks(model, energy) == {"0": rank}
-    assert model[0].rank == rank == model[0].B.shape[0]
-    U, s, Vh = torch.linalg.svd(before)
-    best = U[:, :rank] @ torch.diag(s[:rank]) @ Vh[:rank]
-    torch.testing.assert_close(model[0].low_rank, best, rtol=1e-9, atol=1e-9)
-    if rank < 4:
-        torch.testing.assert_close(model[0].A.norm(dim=0), model[0].B.norm(dim=1))
-
-
-def test_cut_ranks_leaves_sparse_parts_and_other_layers_alone():
-    model = net(rank=3)
-    layer = model[2]
-    layer.set_parts(layer.A @ torch.diag(torch.tensor([1.0, 1.0, 0.0])), layer.B)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    linear = model[4].A
-    ranks = cut_ranks(model, 0.999999)
-    assert ranks["2"] == 2 and model[4].A is linear
-    changed = {
-        name
-        for name, value in model.state_dict().items()
-        if value.shape != before[name].shape or not torch.equal(value, before[name])
-    }
-    assert changed == {"2.A", "2.B"}
-
-
-def test_cut_ranks_takes_layers_without_low_rank_part_and_products_of_zero():
-    model = nn.Sequential(LowRankSparseLinear(nn.Linear(5, 5), 0), LowRankSparseLinear(nn.Linear(5, 5), 3))
-    assert cut_ranks(model, 0.9) == {"0": 0, "1": 1}
-    assert not model[1].low_rank.any() and model[1].A.isfinite().all()
-
-
-@pytest.mark.parametrize("energy", [0.0, -1.0, 1.5])
-def test_cut_ranks_refuses_an_energy_out_of_range(energy):
-    with pytest.raises(ValueError, match=f"found {energy}"):
-        cut_ranks(net(), energy)
 
 
 # The schedule

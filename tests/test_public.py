@@ -39,6 +39,7 @@ NAMES = [
     "recalibrate",
     "relative",
     "save",
+    "share_budget",
 ]
 
 

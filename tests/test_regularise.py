@@ -211,6 +211,26 @@ def test_a_step_with_weight_decay_leaves_the_parts_alone_where_there_is_no_gradi
     assert moved == ["0.weight"]
 
 
+def test_a_decay_of_both_factors_is_the_nuclear_norm_of_their_product():
+    model = decomposed()
+    groups = parameter_groups(model, 0.01, nuclear=0.25)
+    factors = [p for x in decomposed_layers(model).values() for p in (x.A, x.B)]
+    assert {id(p) for p in groups[-1]["params"]} == {id(p) for p in factors} and groups[-1]["weight_decay"] == 0.25
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    layer = nn.Sequential(LowRankSparseLinear(nn.Linear(30, 20, bias=False).double(), 3))
+    target = torch.randn(20, 30).double()
+    optimizer = torch.optim.SGD(parameter_groups(layer, 0.0, nuclear=4.0), lr=0.02)
+    layer[0].S.requires_grad_(False).zero_()
+    layer[0].set_parts(torch.randn(20, 3).double(), torch.randn(3, 30).double())
+    for _ in range(4000):
+        optimizer.zero_grad()
+        (0.5 * (layer[0].matrix - target).square().sum()).backward()
+        optimizer.step()
+    U, s, Vh = torch.linalg.svd(target, full_matrices=False)
+    shrunk = (U * (s - 4.0).clamp_min(0))[:, :3] @ Vh[:3]  # the proximal operator of the nuclear norm
+    torch.testing.assert_close(layer[0].low_rank, shrunk, atol=1e-3, rtol=0)
+
+
 def test_parameter_groups_of_a_fully_decomposed_net_leave_out_the_empty_group():
     model = nn.Sequential(nn.Linear(20, 20, bias=False))
     decompose(model, Design(rank=2, include=("Linear",)))

@@ -54,6 +54,11 @@ ABLATIONS = {
     "l1-third": [],
     "l1-unscaled": ["--train.l1_scaling=none"],
     "no-frobenius": ["--train.frobenius=0"],
+    "nuclear": [],
+    "shared": ["--cut.share_budget=true"],
+    "shared-nuclear": ["--cut.share_budget=true"],
+    "shared-nuclear-rank-4": ["--cut.share_budget=true", "--design.rank=4"],
+    "paper-sparse": ["--method=sparse", "--train.proximal=false", "--cut.score=energy_share", "--cut.steps=1"],
     "rank-1": ["--design.rank=1"],
     "rank-2": ["--design.rank=2"],
     "rank-8": ["--design.rank=8"],
@@ -75,6 +80,8 @@ def derived(method: str, base: Recipe) -> list[str]:
     l1, epochs = base.train.l1, base.train.epochs + base.finetune.epochs
     if method in ("l1-x3", "l1-third"):
         return [f"--train.l1={l1 * (3 if method == 'l1-x3' else 1 / 3):.3g}"]
+    if "nuclear" in method:
+        return [f"--train.nuclear={l1}"]
     if method in ("finetune-half", "finetune-most"):
         tuning = max(base.finetune.epochs // 2, 1) if method == "finetune-half" else round(0.8 * epochs)
         steps = min(base.cut.steps, tuning)

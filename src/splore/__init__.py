@@ -19,7 +19,8 @@ _HOMES = {
     "design.cost": ("cost",),
     "train.regularise": ("FrobeniusDecay", "L1", "Scaling", "parameter_groups"),
     "train.masks": ("hold_masks",),
-    "postprocess.prune": ("cubic", "cut_ranks", "energy_share", "lamp", "magnitude", "prune", "relative"),
+    "postprocess.prune": ("cubic", "energy_share", "lamp", "magnitude", "prune", "relative"),
+    "postprocess.ranks": ("cut_ranks", "share_budget"),
     "postprocess.recalibrate": ("recalibrate",),
     "deploy.engine": ("Engine", "compile"),
     "deploy.file": ("ModelFileError", "load", "save"),
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
     from splore.design.matrix import Scheme
     from splore.design.ranks import Budget, Energy
     from splore.measure.evaluate import evaluate
-    from splore.postprocess.prune import cubic, cut_ranks, energy_share, lamp, magnitude, prune, relative
+    from splore.postprocess.prune import cubic, energy_share, lamp, magnitude, prune, relative
+    from splore.postprocess.ranks import cut_ranks, share_budget
     from splore.postprocess.recalibrate import recalibrate
     from splore.train.masks import hold_masks
     from splore.train.regularise import L1, FrobeniusDecay, Scaling, parameter_groups

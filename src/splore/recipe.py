@@ -65,6 +65,7 @@ class TrainRecipe:
         l1_scaling: pca (by 1/sqrt of the layer's larger side) or none.
         proximal: take the l1 as a proximal step (exact zeros) rather than in the loss (the paper's way).
         frobenius: strength of the decay on ||A·B||^2.
+        nuclear: strength of the nuclear norm of A·B; as strong as l1 it makes of both the objective of robust PCA.
     """
 
     epochs: int = 30
@@ -78,6 +79,7 @@ class TrainRecipe:
     l1_scaling: Literal["pca", "none"] = "pca"
     proximal: bool = True
     frobenius: float = 5e-4
+    nuclear: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class CutRecipe:
         score: what params ranks entries by: lamp, magnitude, relative, or energy_share (the paper's rule, with the one
             energy for all layers that meets the budget).
         rank_energy: share of the energy of L to hold when cutting its singular values first; null leaves ranks alone.
+        share_budget: instead, let the singular directions of L compete with the entries of S for params.
         steps: fine-tuning epochs over which the cut is spread, on a cubic schedule; 1 cuts at once.
         recalibrate_batches: training batches to measure batch-norm statistics on after a cut; 0 leaves them stale.
     """
@@ -98,6 +101,7 @@ class CutRecipe:
     energy: float | None = None
     score: Literal["lamp", "magnitude", "relative", "energy_share"] = "lamp"
     rank_energy: float | None = None
+    share_budget: bool = False
     steps: int = 1
     recalibrate_batches: int = 50
 
@@ -213,6 +217,7 @@ def check(recipe: Recipe) -> None:
         ("cut.recalibrate_batches", cut.recalibrate_batches, 0),
         ("train.l1", train.l1, 0),
         ("train.frobenius", train.frobenius, 0),
+        ("train.nuclear", train.nuclear, 0),
         ("train.weight_decay", train.weight_decay, 0),
         ("train.warmup_epochs", train.warmup_epochs, 0),
         ("finetune.warmup_epochs", tune.warmup_epochs, 0),
@@ -243,6 +248,8 @@ def check(recipe: Recipe) -> None:
             raise ValueError(f"{name} must lie between 0 and 1, found {part}")
     if cut.params is not None and cut.energy is not None:
         raise ValueError("give cut.params or cut.energy and set the other to null: both are set")
+    if cut.share_budget and (cut.params is None or cut.rank_energy is not None):
+        raise ValueError("cut.share_budget: true needs cut.params, whose budget L and S share, and no cut.rank_energy")
     if tune.distill and not recipe.baseline:
         raise ValueError("finetune.distill needs the dense baseline to learn from: set baseline: true")
     if cut.steps > max(tune.epochs, 1):

@@ -18,6 +18,7 @@ from splore.job import Job, open_split
 from splore.measure.evaluate import Score, check_outputs, evaluate
 from splore.measure.report import stage_table
 from splore.postprocess import prune as cuts
+from splore.postprocess import ranks
 from splore.postprocess.recalibrate import recalibrate
 from splore.recipe import DataRecipe, Recipe, check, design_of
 from splore.record import FILES, Record
@@ -78,6 +79,8 @@ class Run:
         if not sparse or cut.params is None or cut.rank_energy is not None:
             return
         allowed, held = cuts.budget_entries(model, cut.params)
+        if cut.share_budget:
+            held -= sum(layer.A.numel() + layer.B.numel() for layer in decomposed_layers(model).values())
         if allowed < held:
             raise ValueError(
                 f"cut.params: {cut.params} allows {allowed:,} parameters, but without any S the net still holds "
@@ -123,8 +126,8 @@ class Run:
             model.load_state_dict(resumed["model"])
         if record.is_over("finetune"):
             return
-        if (not resumed or resumed["optimizer"] is None) and self.recipe.cut.rank_energy is not None:
-            cuts.cut_ranks(model, self.recipe.cut.rank_energy)
+        if not resumed or resumed["optimizer"] is None:
+            self._cut_ranks(model)
         held: list[MaskHold] = []
 
         def prepare(net: nn.Module, optimizer: torch.optim.Optimizer) -> Loss:
@@ -150,6 +153,13 @@ class Run:
             stage.train(prepare, begin_epoch=cut)
         self._row("after fine-tuning", model)
         record.checkpoint("done", model, None, Position())
+
+    def _cut_ranks(self, model: nn.Module) -> None:
+        wish = self.recipe.cut
+        if wish.rank_energy is not None:
+            ranks.cut_ranks(model, wish.rank_energy)
+        elif wish.share_budget and wish.params is not None and self.recipe.method == "low-rank+sparse":
+            ranks.share_budget(model, wish.params, getattr(cuts, wish.score))
 
     def _cut(self, model: nn.Module, progress: float) -> None:
         """The cut of S that is due at a progress from 0 to 1 of its schedule, and batch norm measured anew."""

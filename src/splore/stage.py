@@ -63,7 +63,7 @@ class Stage:
             self.shards = Shards(model, job.accelerator.device)
         net = self.shards.net if self.shards else model
         self.optimizer = torch.optim.SGD(
-            parameter_groups(net, recipe.train.weight_decay),
+            parameter_groups(net, recipe.train.weight_decay, recipe.train.nuclear if self.name == "train" else 0.0),
             lr=wish.lr,
             momentum=recipe.train.momentum,
             nesterov=recipe.train.momentum > 0,

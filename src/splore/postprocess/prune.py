@@ -88,7 +88,7 @@ def prune(
         for layer in layers.values():
             _keep(layer, _energetic(layer.S.detach(), energy))
     else:
-        _keep_best(layers, _entries_within(model, params), score)
+        _keep_best(layers, entries_within(model, params), score)
     return {name: layer.mask.double().mean().item() for name, layer in layers.items()}
 
 
@@ -101,7 +101,8 @@ def budget_entries(model: nn.Module, params: int | float) -> tuple[int, int]:
     return (int(params * dense) if isinstance(params, float) else params), held
 
 
-def _entries_within(model: nn.Module, params: int | float | None) -> int:
+def entries_within(model: nn.Module, params: int | float | None) -> int:
+    """How many entries of S a budget allows, beside all else that the model holds; ValueError if it allows less."""
     if isinstance(params, bool) or not isinstance(params, int | float) or params <= 0:
         raise ValueError(f"a budget is a number of parameters or a share of the dense net's above 0, found {params!r}")
     if isinstance(params, float) and params > 1:
@@ -144,29 +145,6 @@ def _keep_best(layers: dict[str, LowRankSparse], count: int, score: Score) -> No
 def _keep(layer: LowRankSparse, mask: Tensor) -> None:
     layer.mask.logical_and_(mask)
     layer.S.mul_(layer.mask)
-
-
-@torch.no_grad()
-def cut_ranks(model: nn.Module, energy: float) -> dict[str, int]:
-    """Cuts the singular values of every L = A·B by energy, in place, and returns the ranks afterwards.
-
-    Each layer keeps the smallest rank whose singular values hold at least this share of the energy of its L; the
-    parameters A and B are new ones where the rank falls, so optimisers must be built afterwards.
-    """
-    if not 0 < energy <= 1:
-        raise ValueError(f"the energy to keep must be above 0 and at most 1, found {energy}")
-    for layer in decomposed_layers(model).values():
-        if layer.rank == 0:
-            continue
-        Qa, Ra = torch.linalg.qr(layer.A.detach().double())
-        Qb, Rb = torch.linalg.qr(layer.B.detach().double().T)
-        U, s, Vh = torch.linalg.svd(Ra @ Rb.T)
-        reached = s.square().cumsum(0)
-        rank = int((reached < energy * reached[-1]).sum()) + 1
-        if rank < layer.rank:
-            root = s[:rank].sqrt()
-            layer.set_parts((Qa @ U[:, :rank] * root).to(layer.A), (root[:, None] * (Vh[:rank] @ Qb.T)).to(layer.B))
-    return {name: layer.rank for name, layer in decomposed_layers(model).items()}
 
 
 def cubic(progress: float, first: float, last: float) -> float:

@@ -120,16 +120,27 @@ class FrobeniusDecay:
                 local(B.grad).addmm_(local(shard_like(P.T @ P, B)), Q, alpha=self.strength)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups for an optimiser: the dense weights, with weight decay, and all the rest, without.
+def parameter_groups(model: nn.Module, weight_decay: float, nuclear: float = 0.0) -> list[dict]:
+    """Groups for an optimiser: the dense weights, with weight decay; all the rest, without; A and B, if penalised.
 
-    The rest is A and B (see `FrobeniusDecay`), S (the l1's affair), biases and normalisation.
+    The rest is S (the l1's affair), biases and normalisation, and A and B (see `FrobeniusDecay`). With `nuclear` A and
+    B have a group of their own, which decays each by that strength: this penalises strength * ||A·B||_*, the sum of the
+    singular values, for the least of (||A||_F^2 + ||B||_F^2) / 2 over all factors of L is its nuclear norm (Srebro et
+    al., 2005). Beside an `L1` of equal strength, scaled by `Scaling.PCA`, that is the objective of robust PCA, which
+    leaves to L only what entries of S would cost more for.
     """
-    special = {id(p) for layer in decomposed_layers(model).values() for p in (layer.A, layer.B, layer.S)}
+    layers = decomposed_layers(model).values()
+    factors = {id(p) for layer in layers for p in (layer.A, layer.B)} if nuclear else set()
+    special = {id(p) for layer in layers for p in (layer.A, layer.B, layer.S)}
     decayed: list[nn.Parameter] = []
     spared: list[nn.Parameter] = []
     for parameter in model.parameters():
         plain = parameter.dim() > 1 and id(parameter) not in special
-        (decayed if plain else spared).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+        if id(parameter) not in factors:
+            (decayed if plain else spared).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": spared, "weight_decay": 0.0},
+        {"params": [p for p in model.parameters() if id(p) in factors], "weight_decay": nuclear},
+    ]
     return [group for group in groups if group["params"]]
