@@ -56,8 +56,12 @@ ABLATIONS = {
     "no-frobenius": ["--train.frobenius=0"],
     "nuclear": [],
     "shared": ["--cut.share_budget=true"],
+    "shared-rank-4": ["--cut.share_budget=true", "--design.rank=4"],
+    "shared-rank-4-spatial": ["--cut.share_budget=true", "--design.rank=4", "--design.scheme=spatial"],
     "shared-nuclear": ["--cut.share_budget=true"],
     "shared-nuclear-rank-4": ["--cut.share_budget=true", "--design.rank=4"],
+    "shared-nuclear-tenth": ["--cut.share_budget=true"],
+    "shared-nuclear-tenth-rank-4": ["--cut.share_budget=true", "--design.rank=4"],
     "paper-sparse": ["--method=sparse", "--train.proximal=false", "--cut.score=energy_share", "--cut.steps=1"],
     "rank-1": ["--design.rank=1"],
     "rank-2": ["--design.rank=2"],
@@ -81,7 +85,7 @@ def derived(method: str, base: Recipe) -> list[str]:
     if method in ("l1-x3", "l1-third"):
         return [f"--train.l1={l1 * (3 if method == 'l1-x3' else 1 / 3):.3g}"]
     if "nuclear" in method:
-        return [f"--train.nuclear={l1}"]
+        return [f"--train.nuclear={l1 * (0.1 if 'tenth' in method else 1):.3g}"]
     if method in ("finetune-half", "finetune-most"):
         tuning = max(base.finetune.epochs // 2, 1) if method == "finetune-half" else round(0.8 * epochs)
         steps = min(base.cut.steps, tuning)
