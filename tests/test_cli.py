@@ -7,7 +7,7 @@ import sys
 import threading
 
 import pytest
-from command import TINY, Command, epochs, plain, same_weights, script, splore
+from command import TINY, Command, epochs, plain, same_weights, script, splore, tensors
 
 from splore.design.ranks import Budget, Energy
 from splore.recipe import (
@@ -243,6 +243,16 @@ def test_a_cut_by_energy_in_steps_of_ranks_too_with_distillation(tmp_path):
         if line.get("stage") == "finetune"
     ]
     assert kept[0] > kept[1], "the second step of the cut cut nothing"
+
+
+def test_a_budget_shared_by_ranks_and_entries(tmp_path):
+    words = ["--design.rank=4", "--cut.params=0.3", "--cut.share_budget=true", "--train.nuclear=0.01"]
+    done = splore("run", *TINY, *ONE, *words, "--out=out", folder=tmp_path)
+    assert done.code == 0, done
+    rows = json.loads((tmp_path / "out" / "summary.json").read_text())["stages"]
+    assert rows[-1]["params"] == int(0.3 * 1040)
+    trained, cut = (tensors(tmp_path / f"out/{name}.safetensors")["conv2.A"].shape[1] for name in ("trained", "cut"))
+    assert trained == 4 > cut, "rank 4 everywhere alone takes more than the budget"
 
 
 def test_without_fine_tuning_the_cut_is_the_end(tmp_path):

@@ -104,6 +104,7 @@ def test_losses_and_weights_are_those_of_one_process(gather, alone, tmp_path):
         ["--train.proximal=false", "--cut.score=energy_share"],
         ["--method=sparse", "--cut.rank_energy=null"],
         ["--method=low-rank"],
+        ["--cut.rank_energy=null", "--cut.share_budget=true", "--train.nuclear=0.01"],
         ["--baseline=true", "--finetune.distill=0.5", "--cut.params=null", "--cut.energy=0.9"],
     ],
 )
