@@ -252,7 +252,7 @@ def test_a_budget_shared_by_ranks_and_entries(tmp_path):
     rows = json.loads((tmp_path / "out" / "summary.json").read_text())["stages"]
     assert rows[-1]["params"] == int(0.3 * 1040)
     trained, cut = (tensors(tmp_path / f"out/{name}.safetensors")["conv2.A"].shape[1] for name in ("trained", "cut"))
-    assert trained == 4 > cut, "rank 4 everywhere alone takes more than the budget"
+    assert trained == 4 > cut, "no rank was cut"
 
 
 def test_without_fine_tuning_the_cut_is_the_end(tmp_path):
