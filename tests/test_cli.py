@@ -28,8 +28,7 @@ RECIPE_OPTIONS = [
     "--train.epochs", "--train.lr", "--train.final_lr", "--train.momentum", "--train.weight_decay",
     "--train.warmup_epochs", "--train.label_smoothing",
     "--train.l1", "--train.l1_scaling", "--train.proximal", "--train.frobenius", "--train.nuclear",
-    "--cut.params", "--cut.energy", "--cut.score", "--cut.rank_energy", "--cut.share_budget", "--cut.steps",
-    "--cut.recalibrate_batches",
+    "--cut.params", "--cut.energy", "--cut.score", "--cut.ranks", "--cut.steps", "--cut.recalibrate_batches",
     "--finetune.epochs", "--finetune.lr", "--finetune.warmup_epochs", "--finetune.distill", "--finetune.temperature",
     "--hardware.device", "--hardware.precision", "--hardware.compile", "--hardware.channels_last",
     "--hardware.parallel", "--hardware.threads", "--hardware.checkpoint_minutes", "--hardware.trackers",
@@ -52,7 +51,7 @@ ODD = Recipe(
     data=DataRecipe("cifar100", "0123", 64, True, 0),
     design=DesignRecipe(0.25, "spatial", ["re:layer[12]\\..*", "*"], ["fc", "null"], 0.5),
     train=TrainRecipe(7, 1e-5, 1e-6, 0.0, 1e-10, 0.5, 0.1, 3.0, "none", False, 0.0, 1e-3),
-    cut=CutRecipe(None, 0.99, "relative", 0.5, True, 4, 0),
+    cut=CutRecipe(None, 0.99, "relative", 0.5, 4, 0),
     finetune=FinetuneRecipe(5, 1e-4, 0.25, 0.5, 1e3),
     hardware=HardwareRecipe("cpu", "bf16", True, False, "fsdp", 3, 1e-3, ["tensorboard", "wandb"]),
 )
@@ -211,7 +210,8 @@ ONE = ["--train.epochs=1", "--finetune.epochs=1"]
 
 @pytest.mark.parametrize("method", ["dense", "low-rank", "sparse", "low-rank+sparse"])
 def test_methods_run_and_meet_the_budget(method, tmp_path):
-    done = splore("run", *TINY, *ONE, f"--method={method}", "--baseline=false", "--out=out", folder=tmp_path)
+    words = [f"--method={method}", "--baseline=false", "--cut.ranks=keep"]
+    done = splore("run", *TINY, *ONE, *words, "--out=out", folder=tmp_path)
     assert done.code == 0, done
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     if method == "dense":
@@ -231,7 +231,7 @@ def test_methods_run_and_meet_the_budget(method, tmp_path):
 
 
 def test_a_cut_by_energy_in_steps_of_ranks_too_with_distillation(tmp_path):
-    words = ["--cut.params=null", "--cut.energy=0.7", "--cut.steps=2", "--cut.rank_energy=0.5", "--design.rank=2"]
+    words = ["--cut.params=null", "--cut.energy=0.7", "--cut.steps=2", "--cut.ranks=0.5", "--design.rank=2"]
     words += ["--finetune.distill=0.5", "--train.proximal=false", "--design.scheme=spatial", "--finetune.epochs=2"]
     done = splore("run", *TINY, "--train.epochs=1", *words, "--out=out", folder=tmp_path)
     assert done.code == 0, done
@@ -246,7 +246,7 @@ def test_a_cut_by_energy_in_steps_of_ranks_too_with_distillation(tmp_path):
 
 
 def test_a_budget_shared_by_ranks_and_entries(tmp_path):
-    words = ["--design.rank=4", "--cut.params=0.3", "--cut.share_budget=true", "--train.nuclear=0.01"]
+    words = ["--design.rank=4", "--cut.params=0.3", "--train.nuclear=0.3"]
     done = splore("run", *TINY, *ONE, *words, "--out=out", folder=tmp_path)
     assert done.code == 0, done
     rows = json.loads((tmp_path / "out" / "summary.json").read_text())["stages"]
@@ -263,7 +263,7 @@ def test_without_fine_tuning_the_cut_is_the_end(tmp_path):
 
 
 def test_tensorboard_has_loss_accuracy_density_rank_and_energy(tmp_path):
-    words = ["--hardware.trackers=[tensorboard]", "--train.epochs=2", "--finetune.epochs=1"]
+    words = ["--hardware.trackers=[tensorboard]", "--train.epochs=2", "--finetune.epochs=1", "--cut.ranks=keep"]
     done = script("run", *TINY, *words, "--out=out", folder=tmp_path)
     assert done.code == 0 and not done.err, done
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

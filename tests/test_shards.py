@@ -25,7 +25,7 @@ from splore.train.shards import Shards, local
 
 WORDS = [
     "run", *TINY, "--out=out", "--model=tests_support:plain", "--baseline=false", "--data.batch_size=16",
-    "--finetune.epochs=3", "--design.rank=2", "--cut.steps=2", "--cut.rank_energy=0.5",
+    "--finetune.epochs=3", "--design.rank=2", "--cut.steps=2", "--cut.ranks=0.5",
     "--hardware.parallel=fsdp",
 ]  # fmt: skip
 """Without batch norm, whose statistics each process takes of its own share of a batch."""
@@ -102,9 +102,9 @@ def test_losses_and_weights_are_those_of_one_process(gather, alone, tmp_path):
     "words",
     [
         ["--train.proximal=false", "--cut.score=energy_share"],
-        ["--method=sparse", "--cut.rank_energy=null"],
+        ["--method=sparse", "--cut.ranks=keep"],
         ["--method=low-rank"],
-        ["--cut.rank_energy=null", "--cut.share_budget=true", "--train.nuclear=0.01"],
+        ["--cut.ranks=shared", "--train.nuclear=2"],
         ["--baseline=true", "--finetune.distill=0.5", "--cut.params=null", "--cut.energy=0.9"],
     ],
 )

@@ -35,11 +35,14 @@ NETS: dict[str, tuple[str, list[float]]] = {
 }
 """The recipe of a net, and the shares of its parameters that are kept where --kept names none."""
 
+KEPT = "--cut.ranks=keep"
+PAPER_CUT = ["--cut.score=energy_share", "--cut.steps=1", KEPT]
+
 METHODS = {
     "dense": ["--method=dense"],
     "low-rank": ["--method=low-rank"],
     "sparse": ["--method=sparse"],
-    "paper": ["--train.proximal=false", "--cut.score=energy_share", "--cut.steps=1"],
+    "paper": ["--train.proximal=false", "--train.nuclear=0", *PAPER_CUT],
     "best": [],
 }
 """What sets a method apart: `paper` has the l1 in the loss and one cut by energy, `best` is the recipe as it stands.
@@ -53,19 +56,14 @@ ABLATIONS = {
     "l1-x3": [],
     "l1-third": [],
     "l1-unscaled": ["--train.l1_scaling=none"],
+    "no-nuclear": ["--train.nuclear=0"],
+    "nuclear-tenth": ["--train.nuclear=0.1"],
     "no-frobenius": ["--train.frobenius=0"],
-    "nuclear": [],
-    "shared": ["--cut.share_budget=true"],
-    "shared-rank-4": ["--cut.share_budget=true", "--design.rank=4"],
-    "shared-rank-4-spatial": ["--cut.share_budget=true", "--design.rank=4", "--design.scheme=spatial"],
-    "shared-nuclear": ["--cut.share_budget=true"],
-    "shared-nuclear-rank-4": ["--cut.share_budget=true", "--design.rank=4"],
-    "shared-nuclear-tenth": ["--cut.share_budget=true"],
-    "shared-nuclear-tenth-rank-4": ["--cut.share_budget=true", "--design.rank=4"],
-    "paper-sparse": ["--method=sparse", "--train.proximal=false", "--cut.score=energy_share", "--cut.steps=1"],
+    "ranks-kept": [KEPT],
+    "no-nuclear-ranks-kept": ["--train.nuclear=0", KEPT],
     "rank-1": ["--design.rank=1"],
-    "rank-2": ["--design.rank=2"],
     "rank-8": ["--design.rank=8"],
+    "spatial": ["--design.scheme=spatial"],
     "one-shot": ["--cut.steps=1"],
     "by-magnitude": ["--cut.score=magnitude"],
     "by-relative": ["--cut.score=relative"],
@@ -75,8 +73,12 @@ ABLATIONS = {
     "finetune-half": [],
     "finetune-most": [],
     "distilled": ["--baseline=true", "--finetune.distill=0.5"],
+    "paper-sparse": ["--method=sparse", "--train.proximal=false", *PAPER_CUT],
 }
-"""`best` with one thing changed, to see what matters; `derived` has what depends on the recipe."""
+"""`best` with one thing changed, to see what matters; `derived` has what depends on the recipe.
+
+`paper-sparse` is no change of `best`, but `paper` without L.
+"""
 
 
 def derived(method: str, base: Recipe) -> list[str]:
@@ -84,8 +86,6 @@ def derived(method: str, base: Recipe) -> list[str]:
     l1, epochs = base.train.l1, base.train.epochs + base.finetune.epochs
     if method in ("l1-x3", "l1-third"):
         return [f"--train.l1={l1 * (3 if method == 'l1-x3' else 1 / 3):.3g}"]
-    if "nuclear" in method:
-        return [f"--train.nuclear={l1 * (0.1 if 'tenth' in method else 1):.3g}"]
     if method in ("finetune-half", "finetune-most"):
         tuning = max(base.finetune.epochs // 2, 1) if method == "finetune-half" else round(0.8 * epochs)
         steps = min(base.cut.steps, tuning)
@@ -109,10 +109,10 @@ def overrides(net: str, method: str, kept: float, more: list[str]) -> tuple[list
     """What a method changes in the recipe of a net, and the epochs of a run: the same number for every method."""
     base = load_recipe(RECIPES / NETS[net][0], more)
     words = [*more, f"--model={net}", "--baseline=false", "--finetune.distill=0"]
-    if isinstance(base.design.rank, int) and method not in ("dense", "sparse", "low-rank"):
+    changes = [*(METHODS | ABLATIONS)[method], *derived(method, base)]
+    if isinstance(base.design.rank, int) and KEPT in changes:
         words.append(f"--design.rank={rank_within(net, base.design.rank, kept)}")
-    words += [*(METHODS | ABLATIONS)[method], *derived(method, base)]
-    return words, base.train.epochs + base.finetune.epochs
+    return [*words, *changes], base.train.epochs + base.finetune.epochs
 
 
 def jobs(args: argparse.Namespace, more: list[str]) -> dict[str, list[str]]:

@@ -65,7 +65,7 @@ class TrainRecipe:
         l1_scaling: pca (by 1/sqrt of the layer's larger side) or none.
         proximal: take the l1 as a proximal step (exact zeros) rather than in the loss (the paper's way).
         frobenius: strength of the decay on ||A·B||^2.
-        nuclear: strength of the nuclear norm of A·B; as strong as l1 it makes of both the objective of robust PCA.
+        nuclear: strength of the nuclear norm of A·B, in strengths of l1; 1 makes of both the objective of robust PCA.
     """
 
     epochs: int = 30
@@ -79,7 +79,7 @@ class TrainRecipe:
     l1_scaling: Literal["pca", "none"] = "pca"
     proximal: bool = True
     frobenius: float = 5e-4
-    nuclear: float = 0.0
+    nuclear: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ class CutRecipe:
         energy: instead, per layer as in the paper: share of S's energy to hold; set params to null.
         score: what params ranks entries by: lamp, magnitude, relative, or energy_share (the paper's rule, with the one
             energy for all layers that meets the budget).
-        rank_energy: share of the energy of L to hold when cutting its singular values first; null leaves ranks alone.
-        share_budget: instead, let the singular directions of L compete with the entries of S for params.
+        ranks: what becomes of the ranks of L before S is cut: shared (its singular directions compete with the entries
+            of S for params), keep (so does shared without params), or a number, the share of L's energy to hold.
         steps: fine-tuning epochs over which the cut is spread, on a cubic schedule; 1 cuts at once.
         recalibrate_batches: training batches to measure batch-norm statistics on after a cut; 0 leaves them stale.
     """
@@ -100,8 +100,7 @@ class CutRecipe:
     params: float | None = 0.05
     energy: float | None = None
     score: Literal["lamp", "magnitude", "relative", "energy_share"] = "lamp"
-    rank_energy: float | None = None
-    share_budget: bool = False
+    ranks: float | Literal["shared", "keep"] = "shared"
     steps: int = 1
     recalibrate_batches: int = 50
 
@@ -229,9 +228,9 @@ def check(recipe: Recipe) -> None:
     for name, value, least in at_least:
         if not value >= least:
             raise ValueError(f"{name} must be at least {least}, found {value}")
-    shares = [("cut.params", cut.params), ("cut.energy", cut.energy), ("cut.rank_energy", cut.rank_energy)]
+    shares = [("cut.params", cut.params), ("cut.energy", cut.energy), ("cut.ranks", cut.ranks)]
     for name, share in shares:
-        if share is not None and not 0 < share <= 1:
+        if isinstance(share, float) and not 0 < share <= 1:
             raise ValueError(f"{name} must be above 0 and at most 1, found {share}")
     for name, rate in (("train.lr", train.lr), ("finetune.lr", tune.lr), ("finetune.temperature", tune.temperature)):
         if not 0 < rate < math.inf:
@@ -248,8 +247,6 @@ def check(recipe: Recipe) -> None:
             raise ValueError(f"{name} must lie between 0 and 1, found {part}")
     if cut.params is not None and cut.energy is not None:
         raise ValueError("give cut.params or cut.energy and set the other to null: both are set")
-    if cut.share_budget and (cut.params is None or cut.rank_energy is not None):
-        raise ValueError("cut.share_budget: true needs cut.params, whose budget L and S share, and no cut.rank_energy")
     if tune.distill and not recipe.baseline:
         raise ValueError("finetune.distill needs the dense baseline to learn from: set baseline: true")
     if cut.steps > max(tune.epochs, 1):

@@ -76,10 +76,10 @@ class Run:
         """Raises ValueError for a budget that the cut of S can't meet, before the hours that come before the cut."""
         cut = self.recipe.cut
         sparse = any(layer.S is not None for layer in decomposed_layers(model).values())
-        if not sparse or cut.params is None or cut.rank_energy is not None:
+        if not sparse or cut.params is None or isinstance(cut.ranks, float):
             return
         allowed, held = cuts.budget_entries(model, cut.params)
-        if cut.share_budget:
+        if cut.ranks == "shared":
             held -= sum(layer.A.numel() + layer.B.numel() for layer in decomposed_layers(model).values())
         if allowed < held:
             raise ValueError(
@@ -156,9 +156,9 @@ class Run:
 
     def _cut_ranks(self, model: nn.Module) -> None:
         wish = self.recipe.cut
-        if wish.rank_energy is not None:
-            ranks.cut_ranks(model, wish.rank_energy)
-        elif wish.share_budget and wish.params is not None and self.recipe.method == "low-rank+sparse":
+        if isinstance(wish.ranks, float):
+            ranks.cut_ranks(model, wish.ranks)
+        elif wish.ranks == "shared" and wish.params is not None and self.recipe.method == "low-rank+sparse":
             ranks.share_budget(model, wish.params, getattr(cuts, wish.score))
 
     def _cut(self, model: nn.Module, progress: float) -> None:

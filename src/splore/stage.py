@@ -62,8 +62,9 @@ class Stage:
         if job.sharded:
             self.shards = Shards(model, job.accelerator.device)
         net = self.shards.net if self.shards else model
+        nuclear = recipe.train.l1 * recipe.train.nuclear if self.name == "train" else 0.0
         self.optimizer = torch.optim.SGD(
-            parameter_groups(net, recipe.train.weight_decay, recipe.train.nuclear if self.name == "train" else 0.0),
+            parameter_groups(net, recipe.train.weight_decay, nuclear),
             lr=wish.lr,
             momentum=recipe.train.momentum,
             nesterov=recipe.train.momentum > 0,

@@ -127,10 +127,10 @@ def parameter_groups(model: nn.Module, weight_decay: float, nuclear: float = 0.0
     B have a group of their own, which decays each by that strength: this penalises strength * ||A·B||_*, the sum of the
     singular values, for the least of (||A||_F^2 + ||B||_F^2) / 2 over all factors of L is its nuclear norm (Srebro et
     al., 2005). Beside an `L1` of equal strength, scaled by `Scaling.PCA`, that is the objective of robust PCA, which
-    leaves to L only what entries of S would cost more for.
+    leaves to L only what entries of S would cost more for; so layers that are low-rank only are spared.
     """
     layers = decomposed_layers(model).values()
-    factors = {id(p) for layer in layers for p in (layer.A, layer.B)} if nuclear else set()
+    factors = {id(p) for layer in layers if layer.S is not None for p in (layer.A, layer.B)} if nuclear else set()
     special = {id(p) for layer in layers for p in (layer.A, layer.B, layer.S)}
     decayed: list[nn.Parameter] = []
     spared: list[nn.Parameter] = []
