@@ -253,6 +253,7 @@ def test_a_budget_shared_by_ranks_and_entries(tmp_path):
     assert rows[-1]["params"] == int(0.3 * 1040)
     trained, cut = (tensors(tmp_path / f"out/{name}.safetensors")["conv2.A"].shape[1] for name in ("trained", "cut"))
     assert trained == 4 > cut, "no rank was cut"
+    assert re.search(r"^ranks of L from here on: \d in \d layers?", done.out, re.MULTILINE), done.out
 
 
 def test_without_fine_tuning_the_cut_is_the_end(tmp_path):

@@ -1,6 +1,7 @@
 """One run of the method: the dense baseline, then stages a, b and c, from a recipe to a compressed file."""
 
 import copy
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from itertools import islice
@@ -157,9 +158,14 @@ class Run:
     def _cut_ranks(self, model: nn.Module) -> None:
         wish = self.recipe.cut
         if isinstance(wish.ranks, float):
-            ranks.cut_ranks(model, wish.ranks)
+            found = ranks.cut_ranks(model, wish.ranks)
         elif wish.ranks == "shared" and wish.params is not None and self.recipe.method == "low-rank+sparse":
-            ranks.share_budget(model, wish.params, getattr(cuts, wish.score))
+            found = ranks.share_budget(model, wish.params, getattr(cuts, wish.score))
+        else:
+            return
+        counts = sorted(Counter(found.values()).items(), reverse=True)
+        said = ", ".join(f"{rank} in {count} layer{'s' * (count > 1)}" for rank, count in counts)
+        self.job.display.say(f"ranks of L from here on: {said}")
 
     def _cut(self, model: nn.Module, progress: float) -> None:
         """The cut of S that is due at a progress from 0 to 1 of its schedule, and batch norm measured anew."""
