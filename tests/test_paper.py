@@ -1,0 +1,45 @@
+"""The runs behind benchmarks/paper's table: the recipe of each method is one that can run, at equal terms."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "paper"))
+
+import run
+
+import splore
+from splore.postprocess.prune import budget_entries
+from splore.recipe import check
+from splore.recipe_file import load_recipe
+
+
+@pytest.mark.parametrize("method", run.METHODS | run.ABLATIONS)
+@pytest.mark.parametrize("net", run.NETS)
+def test_every_method_is_a_recipe_of_equal_epochs_without_a_teacher(net, method):
+    words, epochs = run.overrides(net, method, 0.15, ["--train.epochs=3", "--finetune.epochs=3", "--cut.steps=2"])
+    recipe = load_recipe(run.RECIPES / run.NETS[net][0], words)
+    check(recipe)
+    assert recipe.model == net and epochs == 6
+    assert recipe.train.epochs + (recipe.finetune.epochs if recipe.method != "dense" else 0) == 6
+    assert (recipe.baseline, recipe.finetune.distill > 0) == (method == "distilled", method == "distilled")
+
+
+@pytest.mark.parametrize(
+    ("net", "kept", "rank"), [("vgg19", 0.0314, 4), ("vgg19", 0.01, 1), ("resnet20", 0.15, 1), ("resnet20", 0.9, 4)]
+)
+def test_ranks_that_are_kept_leave_room_for_entries(net, kept, rank):
+    found = run.rank_within(net, 4, kept)
+    assert found == rank
+
+    def held(rank):
+        model = splore.build(net, 10)
+        splore.decompose(model, splore.Design(rank=rank))
+        return budget_entries(model, 0.35 * kept)
+
+    allowed, without = held(found)
+    assert without <= allowed or found == 1
+    if found < 4:
+        allowed, without = held(found + 1)
+        assert without > allowed
