@@ -169,8 +169,11 @@ def test_a_budget_that_holds_no_direction_and_no_entry_leaves_none():
 
 
 def test_budgets_that_cannot_be_shared_are_refused():
-    with pytest.raises(ValueError, match="can't be met by cutting S"):
-        share_budget(net(), params=100)
+    model = net()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="100 parameters can't be met by cutting L and S"):
+        share_budget(model, params=100)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     with pytest.raises(ValueError, match="found 1.5"):
         share_budget(net(), params=1.5)
     model = nn.Sequential(LowRankSparseLinear(nn.Linear(9, 9), 2, sparse=False))

@@ -230,7 +230,7 @@ def check(recipe: Recipe) -> None:
             raise ValueError(f"{name} must be at least {least}, found {value}")
     shares = [("cut.params", cut.params), ("cut.energy", cut.energy), ("cut.ranks", cut.ranks)]
     for name, share in shares:
-        if isinstance(share, float) and not 0 < share <= 1:
+        if isinstance(share, float | int) and not 0 < share <= 1:
             raise ValueError(f"{name} must be above 0 and at most 1, found {share}")
     for name, rate in (("train.lr", train.lr), ("finetune.lr", tune.lr), ("finetune.temperature", tune.temperature)):
         if not 0 < rate < math.inf:

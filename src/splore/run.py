@@ -77,15 +77,15 @@ class Run:
         """Raises ValueError for a budget that the cut of S can't meet, before the hours that come before the cut."""
         cut = self.recipe.cut
         sparse = any(layer.S is not None for layer in decomposed_layers(model).values())
-        if not sparse or cut.params is None or isinstance(cut.ranks, float):
+        if not sparse or cut.params is None or not isinstance(cut.ranks, str):
             return
-        allowed, held = cuts.budget_entries(model, cut.params)
-        if cut.ranks == "shared":
-            held -= sum(layer.A.numel() + layer.B.numel() for layer in decomposed_layers(model).values())
+        shared = cut.ranks == "shared"
+        allowed, held = cuts.budget_entries(model, cut.params, without_L=shared)
         if allowed < held:
+            without, advice = ("L and S", "") if shared else ("S", "lower design.rank, ")
             raise ValueError(
-                f"cut.params: {cut.params} allows {allowed:,} parameters, but without any S the net still holds "
-                f"{held:,}: raise it, lower design.rank, or decompose more layers"
+                f"cut.params: {cut.params} allows {allowed:,} parameters, but without any {without} the net still "
+                f"holds {held:,}: raise it, {advice}or decompose more layers"
             )
 
     # The stages
@@ -157,7 +157,7 @@ class Run:
 
     def _cut_ranks(self, model: nn.Module) -> None:
         wish = self.recipe.cut
-        if isinstance(wish.ranks, float):
+        if not isinstance(wish.ranks, str):
             found = ranks.cut_ranks(model, wish.ranks)
         elif wish.ranks == "shared" and wish.params is not None and self.recipe.method == "low-rank+sparse":
             found = ranks.share_budget(model, wish.params, getattr(cuts, wish.score))

@@ -92,26 +92,31 @@ def prune(
     return {name: layer.mask.double().mean().item() for name, layer in layers.items()}
 
 
-def budget_entries(model: nn.Module, params: int | float) -> tuple[int, int]:
+def budget_entries(model: nn.Module, params: int | float, without_L: bool = False) -> tuple[int, int]:
     """How many parameters a budget allows, and how many a decomposed model holds without any entry of S.
 
-    `params` is a number, or a share (a float) of the dense net's parameters.
+    `params` is a number, or a share (a float) of the dense net's parameters. `without_L` leaves out what A and B hold,
+    too, where there is an S.
     """
     held, dense = parameter_counts(model)
+    if without_L:
+        layers = [layer for layer in decomposed_layers(model).values() if layer.S is not None]
+        held -= sum(layer.A.numel() + layer.B.numel() for layer in layers)
     return (int(params * dense) if isinstance(params, float) else params), held
 
 
-def entries_within(model: nn.Module, params: int | float | None) -> int:
+def entries_within(model: nn.Module, params: int | float | None, without_L: bool = False) -> int:
     """How many entries of S a budget allows, beside all else that the model holds; ValueError if it allows less."""
     if isinstance(params, bool) or not isinstance(params, int | float) or params <= 0:
         raise ValueError(f"a budget is a number of parameters or a share of the dense net's above 0, found {params!r}")
     if isinstance(params, float) and params > 1:
         raise ValueError(f"a share of the dense net's parameters is at most 1, found {params}; give a number as an int")
-    allowed, held = budget_entries(model, params)
+    allowed, held = budget_entries(model, params, without_L)
     if allowed < held:
+        cut, advice = ("L and S", "") if without_L else ("S", "lower the ranks, ")
         raise ValueError(
-            f"a budget of {allowed:,} parameters can't be met by cutting S: without any S the net holds {held:,}; "
-            "raise the budget, lower the ranks, or decompose the layers that are still dense"
+            f"a budget of {allowed:,} parameters can't be met by cutting {cut}: without any {cut} the net holds "
+            f"{held:,}; raise the budget, {advice}or decompose the layers that are still dense"
         )
     return allowed - held
 

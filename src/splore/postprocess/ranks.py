@@ -87,11 +87,11 @@ def share_budget(model: nn.Module, params: int | float, score: Score = lamp) -> 
     layers = {name: layer for name, layer in decomposed_layers(model).items() if layer.S is not None}
     if not layers:
         raise ValueError("the model has no sparse part to share a budget with: decompose it first, with sparse=True")
+    budget = entries_within(model, params, without_L=True)
     parts = {name: _spectrum(layer) for name, layer in layers.items()}
     ranks = dict.fromkeys(layers, 0)
     for name, layer in layers.items():
         _move(layer, parts[name], 0)
-    budget = entries_within(model, params)
     for _ in range(ROUNDS):
         before = ranks
         ranks = _ranks_within(budget, layers, parts, score)
