@@ -42,6 +42,7 @@ def rows(folder: Path) -> list[dict]:
                 "kept": statistics.mean(part.get("params_kept", 1.0) for part in parts),
                 "epochs": epochs,
                 "seeds": len(runs),
+                "accuracies": {run["seed"]: accuracy for run, accuracy in zip(runs, accuracies, strict=True)},
                 "accuracy_mean": statistics.mean(accuracies),
                 "accuracy_std": statistics.stdev(accuracies) if len(runs) > 1 else None,
                 "dense_mean": dense_means.get((net, epochs)),
@@ -53,15 +54,17 @@ def rows(folder: Path) -> list[dict]:
     return sorted(found, key=lambda row: (row["net"], row["epochs"], -row["kept"], row["method"]))
 
 
-def ablations(found: list[dict]) -> list[dict]:
-    """What each change to `best` makes of its accuracy, row by row."""
+def differences(found: list[dict]) -> list[dict]:
+    """Rows with what each method has over `best`, in points and seed by seed."""
     place = ("net", "epochs", "wanted")
-    best = {tuple(row[key] for key in place): row for row in found if row["method"] == "best"}
-    changed = [row for row in found if row["method"] not in METHODS and tuple(row[key] for key in place) in best]
-    return [
-        row | {"difference": row["accuracy_mean"] - best[tuple(row[key] for key in place)]["accuracy_mean"]}
-        for row in changed
-    ]
+    best = {tuple(row[key] for key in place): row["accuracies"] for row in found if row["method"] == "best"}
+    compared = []
+    for row in found:
+        beside = best.get(tuple(row[key] for key in place), {})
+        over = [accuracy - beside[seed] for seed, accuracy in row["accuracies"].items() if seed in beside]
+        if over and row["method"] != "best":
+            compared.append(row | {"differences": over})
+    return compared
 
 
 def plot(found: list[dict], folder: Path) -> list[str]:
@@ -114,16 +117,19 @@ def main() -> None:
                 f"| {percent(row['accuracy_mean'], row['accuracy_std'])} | {dense} "
                 f"| {row['epochs']} | {row['seeds']} | {row['bytes'] / 1e6:.2f} MB | {row['hardware']} |"
             )
-    changed = ablations(found)
-    if changed:
-        print("\n## What matters\n\n`best` with one thing changed, beside `best`.\n")
-        print("| net | `best`, but | kept | accuracy | difference | epochs | seeds |")
+    compared = differences(found)
+    if compared:
+        print(
+            "\n## What matters\n\nThe other methods, and `best` with one thing changed, beside `best` seed by seed.\n"
+        )
+        print("| net | method | kept | accuracy | points over `best`, mean | each | epochs |")
         print("| --- | --- | --- | --- | --- | --- | --- |")
-    for row in changed:
+    for row in compared:
+        over = row["differences"]
         print(
             f"| {row['net']} | {row['method']} | {100 * row['kept']:.2f} % "
-            f"| {percent(row['accuracy_mean'], row['accuracy_std'])} | {row['difference']:+.2f} "
-            f"| {row['epochs']} | {row['seeds']} |"
+            f"| {percent(row['accuracy_mean'], row['accuracy_std'])} | {statistics.mean(over):+.2f} "
+            f"| {', '.join(f'{points:+.2f}' for points in over)} | {row['epochs']} |"
         )
     if args.json:
         Path(args.json).write_text(json.dumps(found, indent=1) + "\n")
