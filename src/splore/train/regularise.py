@@ -4,7 +4,8 @@ In a loop of your own:
 
     l1 = L1(model, strength=1e-3)
     decay = FrobeniusDecay(model, strength=5e-4)
-    optimizer = torch.optim.SGD(parameter_groups(model, weight_decay=5e-4), lr=0.1, momentum=0.9)
+    groups = parameter_groups(model, weight_decay=5e-4, nuclear=1e-3)
+    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
     ...
     (criterion(model(x), y) + decay.penalty()).backward()
     optimizer.step()
