@@ -106,6 +106,7 @@ def _ranks_within(
     budget: int, layers: dict[str, LowRankSparse], parts: dict[str, Spectrum], score: Score
 ) -> dict[str, int]:
     """The ranks at the prices of entries for which ranks and entries together take the budget."""
+    weights = {name: layer.matrix.detach() for name, layer in layers.items()}
     values = {name: score(layer).flatten().double().sort(descending=True).values for name, layer in layers.items()}
     squares = {name: layer.S.detach().square().flatten().sort(descending=True).values for name, layer in layers.items()}
     ordered = torch.cat(list(values.values())).sort(descending=True).values
@@ -113,9 +114,9 @@ def _ranks_within(
     def at(count: int) -> tuple[dict[str, int], int]:
         """The ranks at the prices that hold when `count` entries are kept, and what they and the entries take."""
         ranks = {}
-        for name, layer in layers.items():
+        for name in layers:
             kept = int((values[name] >= ordered[count - 1]).sum())
-            ranks[name] = _cheapest(layer.matrix.detach(), parts[name], squares[name][max(kept, 1) - 1].item())
+            ranks[name] = _cheapest(weights[name], parts[name], squares[name][max(kept, 1) - 1].item())
         return ranks, count + sum(rank * sum(layers[name].S.shape) for name, rank in ranks.items())
 
     few, many = 0, min(budget, len(ordered))  # more entries make for lower prices, and so for higher ranks
