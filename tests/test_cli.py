@@ -24,7 +24,7 @@ from splore.recipe_file import recipe_parser, recipe_yaml
 RECIPE_OPTIONS = [
     "--model", "--pretrained", "--method", "--baseline", "--seed", "--evaluate_every",
     "--data.name", "--data.root", "--data.batch_size", "--data.download", "--data.workers",
-    "--design.rank", "--design.scheme", "--design.include", "--design.exclude", "--design.density",
+    "--design.rank", "--design.scheme", "--design.include", "--design.exclude", "--design.start", "--design.density",
     "--train.epochs", "--train.lr", "--train.final_lr", "--train.momentum", "--train.weight_decay",
     "--train.warmup_epochs", "--train.label_smoothing",
     "--train.l1", "--train.l1_scaling", "--train.proximal", "--train.frobenius", "--train.nuclear",
@@ -49,7 +49,7 @@ ODD = Recipe(
     seed=17,
     evaluate_every=3,
     data=DataRecipe("cifar100", "0123", 64, True, 0),
-    design=DesignRecipe(0.25, "spatial", ["re:layer[12]\\..*", "*"], ["fc", "null"], 0.5),
+    design=DesignRecipe(0.25, "spatial", ["re:layer[12]\\..*", "*"], ["fc", "null"], "random", 0.5),
     train=TrainRecipe(7, 1e-5, 1e-6, 0.0, 1e-10, 0.5, 0.1, 3.0, "none", False, 0.0, 1e-3),
     cut=CutRecipe(None, 0.99, "relative", 0.5, 4, 0),
     finetune=FinetuneRecipe(5, 1e-4, 0.25, 0.5, 1e3),

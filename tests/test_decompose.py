@@ -79,8 +79,31 @@ def test_a_low_rank_start_has_the_frobenius_norm_of_the_dense_draw():
 
 
 @pytest.mark.parametrize("sparse", [True, False])
-def test_a_start_from_a_weight_of_zeros_is_finite(sparse):
-    A, B, S = from_scratch(torch.zeros(6, 8), 2, sparse)
+def test_a_random_start_has_the_variance_of_the_dense_draw_but_not_its_singular_vectors(sparse):
+    torch.manual_seed(0)
+    matrix = 0.3 * torch.randn(200, 300)
+    A, B, S = from_scratch(matrix, 3, sparse, "random")
+    W = A @ B if S is None else A @ B + S
+    assert W.var().item() == pytest.approx(matrix.var().item(), rel=0.02)
+    assert (A @ B).norm().item() == pytest.approx((0.5**0.5 if sparse else 1) * matrix.norm().item(), rel=1e-5)
+    best = torch.matmul(*low_rank_factors(matrix, 3))
+    assert abs(torch.cosine_similarity((A @ B).flatten(), best.flatten(), dim=0)) < 0.1
+
+
+def test_a_random_start_without_a_rank_is_the_dense_draw():
+    matrix = torch.randn(4, 5)
+    assert from_scratch(matrix, 0, True, "random")[2].equal(matrix)
+
+
+def test_a_start_of_another_name_is_refused():
+    with pytest.raises(ValueError, match="a start is one of svd, random, found 'xavier'"):
+        Design(start="xavier")
+
+
+@pytest.mark.parametrize("start", ["svd", "random"])
+@pytest.mark.parametrize("sparse", [True, False])
+def test_a_start_from_a_weight_of_zeros_is_finite(sparse, start):
+    A, B, S = from_scratch(torch.zeros(6, 8), 2, sparse, start)
     assert all(part.isfinite().all() for part in (A, B, S) if part is not None)
 
 

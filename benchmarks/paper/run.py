@@ -63,6 +63,7 @@ ABLATIONS = {
     "no-nuclear-ranks-kept": ["--train.nuclear=0", KEPT],
     "rank-1": ["--design.rank=1"],
     "rank-8": ["--design.rank=8"],
+    "random-start": ["--design.start=random"],
     "spatial": ["--design.scheme=spatial"],
     "one-shot": ["--cut.steps=1"],
     "by-magnitude": ["--cut.score=magnitude"],

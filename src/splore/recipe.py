@@ -7,6 +7,7 @@ from typing import Literal
 from splore.design.decompose import Design
 from splore.design.matrix import Scheme
 from splore.design.ranks import Budget, Rank
+from splore.design.start import Start
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class DesignRecipe:
         scheme: channel (k x k convolution, then 1 x 1) or spatial (k x 1, then 1 x k).
         include: layers to decompose: names, globs, re: patterns or class names.
         exclude: layers to leave dense, in the same terms.
+        start: from scratch, svd (L and S are parts of the weight that the dense layer draws) or random (A, B and S are
+            drawn apart).
         density: share of S to keep when starting from a pre-trained net, 0 to 1.
     """
 
@@ -45,6 +48,7 @@ class DesignRecipe:
     scheme: Literal["channel", "spatial"] = "channel"
     include: list[str] = field(default_factory=lambda: ["Conv2d", "Linear"])
     exclude: list[str] = field(default_factory=list)
+    start: Start = "svd"
     density: float = 0.1
 
 
@@ -199,6 +203,7 @@ def design_of(recipe: Recipe) -> Design:
         scheme=Scheme(wish.scheme),
         include=tuple(wish.include),
         exclude=tuple(wish.exclude),
+        start=wish.start,
         trained=recipe.pretrained,
         density=wish.density,
     )

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import get_args
 
 from torch import Tensor, nn
 
@@ -9,7 +10,7 @@ from splore.design.layers import LowRankSparse, LowRankSparseConv2d, LowRankSpar
 from splore.design.matrix import Scheme, unfold
 from splore.design.ranks import Budget, Rank, check_rank, choose_rank, largest_useful_rank, ranks_within
 from splore.design.select import Pattern, select
-from splore.design.start import from_scratch, from_trained
+from splore.design.start import Start, from_scratch, from_trained
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Design:
         scheme: the matricisation of convolution kernels.
         include: layers to decompose: names, globs, `re:` patterns, class names or classes.
         exclude: layers to leave dense, in the same terms.
+        start: what a fresh draw becomes: `svd`, L its best rank-r approximation and S the rest; or `random`, A, B and S
+            drawn apart.
         trained: start from the model's weights as trained values to be approximated, instead of as a fresh draw.
         density: share of S kept at a trained start, between 0 and 1; a fresh start keeps all of S.
     """
@@ -32,6 +35,7 @@ class Design:
     scheme: Scheme = Scheme.CHANNEL
     include: tuple[Pattern, ...] = ("Conv2d", "Linear")
     exclude: tuple[Pattern, ...] = ()
+    start: Start = "svd"
     trained: bool = False
     density: float = 0.1
 
@@ -39,6 +43,8 @@ class Design:
         check_rank(self.rank)
         if self.rank == 0 and not self.sparse:
             raise ValueError("a design of rank 0 without a sparse part leaves no weight: give a rank or keep S")
+        if self.start not in get_args(Start):
+            raise ValueError(f"a start is one of {', '.join(get_args(Start))}, found {self.start!r}")
         if isinstance(self.include, str) or isinstance(self.exclude, str):
             raise ValueError("include and exclude are tuples of patterns: write ('fc',) in place of 'fc'")
         if not 0 <= self.density <= 1:
@@ -151,7 +157,7 @@ def _decomposed(layer: nn.Conv2d | nn.Linear, matrix: Tensor, rank: int, design:
     if design.trained:
         new.set_parts(*from_trained(matrix, rank, design.sparse, design.density))
     else:
-        new.set_parts(*from_scratch(matrix, rank, design.sparse))
+        new.set_parts(*from_scratch(matrix, rank, design.sparse, design.start))
     return new
 
 

@@ -2,12 +2,18 @@
 
 From scratch, L is the best rank-r approximation of the weight that the dense layer drew, and S is the rest: A·B + S is
 then exactly that draw, so the composed weight has the distribution that the dense layer would have had, and a network
-starts as the very function that its dense twin with the same seed starts as. From a trained network, L and S are found
-by alternating a truncated SVD and a hard threshold (after GoDec: Zhou & Tao, 2011). Both are our choice.
+starts as the very function that its dense twin with the same seed starts as. Or A, B and S are drawn apart from each
+other, so that their sum has that distribution's variance. From a trained network, L and S are found by alternating a
+truncated SVD and a hard threshold (after GoDec: Zhou & Tao, 2011). All of them are our choice.
 """
+
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+Start = Literal["svd", "random"]
+"""`svd` splits the draw of the dense layer; `random` draws A, B and S apart, half of the variance to A·B."""
 
 
 def low_rank_factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -34,16 +40,20 @@ def singular_energies(matrix: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def from_scratch(matrix: Tensor, rank: int, sparse: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """A, B and S with A·B + S = `matrix`, the fresh draw (m, k) of the dense layer.
+def from_scratch(matrix: Tensor, rank: int, sparse: bool, start: Start = "svd") -> tuple[Tensor, Tensor, Tensor | None]:
+    """A, B and S from `matrix`, the fresh draw (m, k) of the dense layer: by `svd` with A·B + S = `matrix`.
 
     Without a sparse part, A·B gets the Frobenius norm of the draw instead, and so its variance.
     """
-    A, B = low_rank_factors(matrix, rank)
-    if sparse:
-        return A, B, matrix - A @ B
-    gain = (matrix.norm() / (A @ B).norm().clamp_min(torch.finfo(torch.float32).tiny)).sqrt()
-    return A * gain, B * gain, None
+    if start == "svd" or rank == 0:
+        A, B = low_rank_factors(matrix, rank)
+        if sparse:
+            return A, B, matrix - A @ B
+    else:
+        A, B = matrix.new_empty(len(matrix), rank).normal_(), matrix.new_empty(rank, matrix.shape[1]).normal_()
+    share = 0.5**0.5 if sparse else 1.0
+    gain = (share * matrix.norm() / (A @ B).norm().clamp_min(torch.finfo(torch.float32).tiny)).sqrt()
+    return A * gain, B * gain, share * matrix if sparse else None
 
 
 @torch.no_grad()
