@@ -43,3 +43,14 @@ def test_ranks_that_are_kept_leave_room_for_entries(net, kept, rank):
     if found < 4:
         allowed, without = held(found + 1)
         assert without > allowed
+
+
+def test_the_unscaled_l1_is_as_strong_as_the_scaled_one_on_average():
+    strength = run.mean_strength("digits_cnn", 0.01)
+    model = splore.build("digits_cnn", 10)
+    splore.decompose(model, splore.Design(rank=1))
+    layers = [layer.S for layer in splore.decomposed_layers(model).values()]
+    scaled = sum(0.01 * S.numel() / max(S.shape) ** 0.5 for S in layers)
+    assert strength * sum(S.numel() for S in layers) == pytest.approx(scaled)
+    words, _ = run.overrides("digits_cnn", "l1-unscaled", 0.02, ["--train.l1=0.01"])
+    assert f"--train.l1={strength:.3g}" in words

@@ -21,6 +21,7 @@ import splore
 from splore.postprocess.prune import budget_entries
 from splore.recipe import Recipe
 from splore.recipe_file import load_recipe
+from splore.train.regularise import L1
 
 HERE = Path(__file__).parent
 RECIPES = HERE.parents[1] / "recipes"
@@ -82,16 +83,28 @@ ABLATIONS = {
 """
 
 
-def derived(method: str, base: Recipe) -> list[str]:
+def derived(net: str, method: str, base: Recipe) -> list[str]:
     """Overrides of a method that are reckoned from the recipe."""
     l1, epochs = base.train.l1, base.train.epochs + base.finetune.epochs
     if method in ("l1-x3", "l1-third"):
         return [f"--train.l1={l1 * (3 if method == 'l1-x3' else 1 / 3):.3g}"]
+    if method == "l1-unscaled":
+        return [f"--train.l1={mean_strength(net, l1):.3g}"]
     if method in ("finetune-half", "finetune-most"):
         tuning = max(base.finetune.epochs // 2, 1) if method == "finetune-half" else round(0.8 * epochs)
         steps = min(base.cut.steps, tuning)
         return [f"--train.epochs={epochs - tuning}", f"--finetune.epochs={tuning}", f"--cut.steps={steps}"]
     return [f"--train.epochs={epochs}"] if method == "dense" else []
+
+
+@functools.cache
+def mean_strength(net: str, l1: float) -> float:
+    """The mean over the entries of S of the strength that the scaled l1 has for them."""
+    model = splore.build(net, 10)
+    splore.decompose(model, splore.Design(rank=1))
+    penalty = L1(model, l1)
+    entries = [S.numel() for S in penalty.parts]
+    return sum(n * strength for n, strength in zip(entries, penalty.strengths, strict=True)) / sum(entries)
 
 
 @functools.cache
@@ -110,7 +123,7 @@ def overrides(net: str, method: str, kept: float, more: list[str]) -> tuple[list
     """What a method changes in the recipe of a net, and the epochs of a run: the same number for every method."""
     base = load_recipe(RECIPES / NETS[net][0], more)
     words = [*more, f"--model={net}", "--baseline=false", "--finetune.distill=0"]
-    changes = [*(METHODS | ABLATIONS)[method], *derived(method, base)]
+    changes = [*(METHODS | ABLATIONS)[method], *derived(net, method, base)]
     if isinstance(base.design.rank, int) and KEPT in changes:
         words.append(f"--design.rank={rank_within(net, base.design.rank, kept)}")
     return [*words, *changes], base.train.epochs + base.finetune.epochs
