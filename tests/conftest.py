@@ -17,3 +17,8 @@ def pytest_configure(config):
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def fast_plans(monkeypatch):
+    monkeypatch.setenv("SPLORE_PLAN", "fast")

@@ -114,7 +114,7 @@ def test_values_that_no_run_can_have(option, said, tmp_path):
     [
         ("design.rank=500", "rank 500 would make"),
         ("design.rank={budget: 0.0001}", "rank budget"),
-        ("cut.params=0.05", "cut.params: 0.05 allows 52 parameters"),
+        ("cut.params=0.05", "cut.params: a budget of 52 parameters can't be met"),
         ("design.include=[no_such_layer]", "no_such_layer"),
         ("design.include=['re:(']", "regular expression"),
         ("model=tests_support:two_outputs", "4 classes, but the model gives outputs of shape (2,)"),

@@ -1,4 +1,4 @@
-"""Stage a: which layers are decomposed, with which ranks, and from which starting values."""
+"""Stage a: which layers are decomposed, and what becomes of the model."""
 
 import copy
 
@@ -6,8 +6,9 @@ import pytest
 import timm
 import torch
 import torchvision
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from nets import decomposable
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -15,144 +16,7 @@ import splore
 from splore.design.decompose import Design, decompose, materialise
 from splore.design.layers import LowRankSparseConv2d, LowRankSparseLinear, decomposed_layers
 from splore.design.matrix import Scheme, unfold
-from splore.design.ranks import Budget, Energy, choose_rank, largest_useful_rank, ranks_within
-from splore.design.start import from_scratch, from_trained, low_rank_factors, singular_energies
-
-
-def net():
-    """Names: 0, 3.0, 3.2, 6 are convolutions or linear layers."""
-    return nn.Sequential(
-        nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(),
-        nn.Sequential(nn.Conv2d(12, 16, 3, stride=2, bias=False), nn.ReLU(), nn.Conv2d(16, 16, (1, 3))),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10),
-    )  # fmt: skip
-
-
-def params(model):
-    return sum(p.numel() for p in model.parameters())
-
-
-def low_rank_plus_sparse(m, k, rank, density, noise=0.01):
-    """A matrix that is what the method hopes for, as a trained weight might be."""
-    spikes = torch.randn(m, k) * 3 * (torch.rand(m, k) < density)
-    return torch.randn(m, rank) @ torch.randn(rank, k) / rank**0.5 + spikes + noise * torch.randn(m, k)
-
-
-def svd_error(matrix, rank):
-    return torch.linalg.svdvals(matrix.double())[rank:].square().sum().sqrt()
-
-
-# Starting values
-
-
-@pytest.mark.parametrize("scheme", [*Scheme])
-@pytest.mark.parametrize("rank", [1, 0.3, Energy(0.5), Budget(0.9), 0])
-def test_a_start_from_scratch_is_the_very_function_of_the_dense_net(scheme, rank):
-    model = net().eval()
-    dense = copy.deepcopy(model)
-    summary = decompose(model, Design(rank=rank, scheme=scheme, include=(nn.Conv2d,)))
-    assert summary.ranks
-    for name, layer in decomposed_layers(model).items():
-        weight = dense.get_submodule(name).weight
-        torch.testing.assert_close(layer.weight, weight, rtol=1e-5, atol=1e-6 * weight.abs().max().item())
-    x = torch.randn(2, 3, 8, 8)
-    torch.testing.assert_close(model(x), dense(x), rtol=1e-4, atol=1e-5)
-
-
-@given(sizes=st.tuples(st.integers(1, 9), st.integers(1, 9)), rank=st.integers(0, 9), seed=st.integers(0, 99))
-def test_factors_are_the_best_approximation_of_their_rank_and_of_equal_norm(sizes, rank, seed):
-    torch.manual_seed(seed)
-    matrix, rank = torch.randn(sizes, dtype=torch.float64), min(*sizes, rank)
-    A, B = low_rank_factors(matrix, rank)
-    assert A.shape == (sizes[0], rank) and B.shape == (rank, sizes[1])
-    torch.testing.assert_close((matrix - A @ B).norm(), svd_error(matrix, rank), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(A.norm(dim=0), B.norm(dim=1), rtol=1e-6, atol=1e-6)
-
-
-def test_a_low_rank_start_has_the_frobenius_norm_of_the_dense_draw():
-    model = net()
-    norms = {name: m.weight.norm().item() for name, m in model.named_modules() if hasattr(m, "weight")}
-    decompose(model, Design(rank=2, sparse=False))
-    for name, layer in decomposed_layers(model).items():
-        assert layer.S is None and layer.mask is None
-        assert layer.weight.norm().item() == pytest.approx(norms[name], rel=1e-5)
-
-
-@pytest.mark.parametrize("sparse", [True, False])
-def test_a_random_start_has_the_variance_of_the_dense_draw_but_not_its_singular_vectors(sparse):
-    torch.manual_seed(0)
-    matrix = 0.3 * torch.randn(200, 300)
-    A, B, S = from_scratch(matrix, 3, sparse, "random")
-    W = A @ B if S is None else A @ B + S
-    assert W.var().item() == pytest.approx(matrix.var().item(), rel=0.02)
-    assert (A @ B).norm().item() == pytest.approx((0.5**0.5 if sparse else 1) * matrix.norm().item(), rel=1e-5)
-    best = torch.matmul(*low_rank_factors(matrix, 3))
-    assert abs(torch.cosine_similarity((A @ B).flatten(), best.flatten(), dim=0)) < 0.1
-
-
-def test_a_random_start_without_a_rank_is_the_dense_draw():
-    matrix = torch.randn(4, 5)
-    assert from_scratch(matrix, 0, True, "random")[2].equal(matrix)
-
-
-def test_a_start_of_another_name_is_refused():
-    with pytest.raises(ValueError, match="a start is one of svd, random, found 'xavier'"):
-        Design(start="xavier")
-
-
-@pytest.mark.parametrize("start", ["svd", "random"])
-@pytest.mark.parametrize("sparse", [True, False])
-def test_a_start_from_a_weight_of_zeros_is_finite(sparse, start):
-    A, B, S = from_scratch(torch.zeros(6, 8), 2, sparse, start)
-    assert all(part.isfinite().all() for part in (A, B, S) if part is not None)
-
-
-@pytest.mark.parametrize("density", [0.0, 0.05, 0.3, 1.0])
-def test_a_trained_start_keeps_exactly_its_density_and_the_exact_weight_there(density):
-    matrix = low_rank_plus_sparse(13, 21, 3, 0.1)
-    A, B, S, mask = from_trained(matrix, 3, True, density)
-    assert mask.sum() == round(density * 13 * 21)
-    assert not S[~mask].any()
-    torch.testing.assert_close((A @ B + S)[mask], matrix[mask], rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_a_trained_start_is_nearer_than_svd_alone_and_than_one_round_of_svd_and_threshold(seed):
-    torch.manual_seed(seed)
-    matrix = low_rank_plus_sparse(24, 30, 4, 0.08)
-    A, B, S, _ = from_trained(matrix, 4, True, 0.1)
-    error = (matrix - A @ B - S).norm()
-    A1, B1 = low_rank_factors(matrix, 4)
-    rest = (matrix - A1 @ B1).flatten().abs().sort(descending=True).values
-    once = rest[round(0.1 * matrix.numel()) :].norm()
-    assert error < 0.5 * svd_error(matrix, 4)
-    assert error < 0.7 * once
-    A, B, S, _ = from_trained(matrix, 4, True, 0.1, rounds=1)
-    assert error < 0.7 * (matrix - A @ B - S).norm() < 0.7 * once
-
-
-def test_a_trained_start_of_low_rank_alone_is_the_truncated_svd():
-    model = nn.Sequential(nn.Linear(20, 15))
-    matrix = model[0].weight.detach().clone()
-    decompose(model, Design(rank=3, sparse=False, trained=True, include=("Linear",)))
-    torch.testing.assert_close((model[0].weight - matrix).norm().double(), svd_error(matrix, 3), rtol=1e-4, atol=1e-5)
-
-
-def test_a_trained_start_of_a_net_fills_the_masks():
-    model = net()
-    decompose(model, Design(rank=2, trained=True, density=0.2))
-    for layer in decomposed_layers(model).values():
-        assert layer.mask.sum() == round(0.2 * layer.S.numel()) and not layer.S[~layer.mask].any()
-
-
-@pytest.mark.parametrize("trained", [True, False])
-def test_bfloat16_weights_are_decomposed_in_their_dtype(trained):
-    model = nn.Sequential(nn.Linear(40, 30)).to(torch.bfloat16)
-    weight = model[0].weight.detach().clone()
-    decompose(model, Design(rank=3, trained=trained, density=1.0, include=("Linear",)))
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
-    torch.testing.assert_close(model[0].weight, weight, rtol=2e-2, atol=2e-3)
-
+from splore.design.ranks import Budget, Energy, largest_useful_rank
 
 # Which layers
 
@@ -176,7 +40,7 @@ NAMES = ["0", "3.0", "3.2", "6"]
     ],
 )
 def test_layers_are_chosen_by_name_glob_expression_class_name_and_class(include, exclude, expected):
-    model = net()
+    model = decomposable()
     summary = decompose(model, Design(rank=1, include=include, exclude=exclude))
     assert list(summary.ranks) == expected == list(decomposed_layers(model))
     assert summary.idle == () and summary.dense == {}
@@ -187,14 +51,14 @@ def test_layers_are_chosen_by_name_glob_expression_class_name_and_class(include,
 def test_a_pattern_that_means_no_layer_is_reported(pattern, side):
     patterns = {"include": ("Linear",), "exclude": ()}
     patterns[side] += (pattern,)
-    summary = decompose(net(), Design(rank=1, **patterns))
+    summary = decompose(decomposable(), Design(rank=1, **patterns))
     assert summary.idle == (pattern,) and list(summary.ranks) == ["6"]
     assert f"matched nothing: {pattern!r}" in str(summary)
 
 
 def test_a_pattern_that_is_no_regular_expression_is_refused():
     with pytest.raises(ValueError, match=r"'re:\(' is no regular expression"):
-        decompose(net(), Design(include=("re:(",)))
+        decompose(decomposable(), Design(include=("re:(",)))
 
 
 def test_a_string_in_place_of_a_tuple_of_patterns_is_refused():
@@ -284,7 +148,7 @@ def test_a_shared_module_answers_to_each_of_its_names():
 
 
 def test_the_bias_and_the_training_mode_are_kept():
-    model = net()
+    model = decomposable()
     model[3].eval()
     biases = {name: m.bias for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     decompose(model, Design(rank=1))
@@ -294,7 +158,7 @@ def test_the_bias_and_the_training_mode_are_kept():
 
 
 def test_a_frozen_layer_stays_frozen_whatever_is_done_to_it():
-    model = net()
+    model = decomposable()
     model[3].requires_grad_(False)
     decompose(model, Design(rank=2))
     frozen = copy.deepcopy(model[3].state_dict())
@@ -308,90 +172,6 @@ def test_a_frozen_layer_stays_frozen_whatever_is_done_to_it():
     assert all(p.requires_grad for p in model[0].parameters())
     materialise(model)
     assert [p.requires_grad for p in model.parameters()] == [True, True, True, True, False, False, False, True, True]
-
-
-# Ranks
-
-
-@pytest.mark.parametrize("rank, expected", [(3, [3, 3]), (0.1, [2, 3]), (0.001, [1, 1])])
-def test_a_rank_is_a_number_or_a_share_of_the_full_rank(rank, expected):
-    model = nn.Sequential(nn.Linear(25, 20), nn.Linear(30, 30))
-    assert list(decompose(model, Design(rank=rank, include=("Linear",))).ranks.values()) == expected
-
-
-@settings(max_examples=60)
-@given(
-    sizes=st.tuples(st.integers(1, 12), st.integers(1, 12)),
-    energy=st.floats(0.01, 1.0, exclude_max=True),
-    seed=st.integers(0, 99),
-)
-def test_energy_is_reached_with_the_smallest_rank(sizes, energy, seed):
-    torch.manual_seed(seed)
-    matrix = torch.randn(sizes, dtype=torch.float64)
-    shares = torch.linalg.svdvals(matrix).square().cumsum(0)
-    shares = shares / shares[-1]
-    rank = choose_rank(Energy(energy), matrix)
-    assert shares[rank - 1] >= energy - 1e-9
-    assert rank == 1 or shares[rank - 2] < energy + 1e-9
-
-
-def test_all_the_energy_of_a_matrix_of_low_rank_takes_just_that_rank():
-    matrix = (torch.randn(12, 3, dtype=torch.float64) @ torch.randn(3, 9, dtype=torch.float64)) * 1e3
-    assert choose_rank(Energy(1.0), matrix) == 3
-
-
-@given(sizes=st.tuples(st.integers(1, 9), st.integers(1, 9)), seed=st.integers(0, 99))
-def test_singular_energies_are_the_squared_singular_values(sizes, seed):
-    torch.manual_seed(seed)
-    matrix = torch.randn(sizes)
-    energies = singular_energies(matrix)
-    torch.testing.assert_close(energies, torch.linalg.svdvals(matrix.double()).square(), rtol=1e-6, atol=1e-9)
-
-
-@settings(max_examples=40)
-@given(
-    sizes=st.lists(st.tuples(st.integers(2, 16), st.integers(2, 16)), min_size=1, max_size=4),
-    share=st.floats(0.0, 1.2),
-    least=st.integers(0, 1),
-)
-def test_ranks_within_a_budget_never_exceed_it_and_leave_no_room_for_one_more(sizes, share, least):
-    matrices = {str(i): torch.randn(size) for i, size in enumerate(sizes)}
-    price = {name: sum(matrix.shape) for name, matrix in matrices.items()}
-    budget = least * sum(price.values()) + int(share * sum(m.numel() for m in matrices.values()))
-    ranks = ranks_within(budget, matrices, least)
-    left = budget - sum(ranks[name] * price[name] for name in matrices)
-    assert left >= 0
-    for name, matrix in matrices.items():
-        most = max(least, largest_useful_rank(matrix.shape))
-        assert least <= ranks[name] <= most
-        assert ranks[name] == most or price[name] > left
-
-
-@pytest.mark.parametrize("sparse", [True, False])
-@pytest.mark.parametrize("share", [0.35, 0.5, 0.8])
-def test_a_budget_holds_for_the_whole_net_and_is_used_up_to_one_rank(sparse, share):
-    model = net()
-    dense = params(model)
-    decompose(model, Design(rank=Budget(share), sparse=sparse))
-    layers = decomposed_layers(model).values()
-    kept = params(model) - sum(layer.S.numel() for layer in layers if sparse)
-    assert kept <= share * dense < kept + max(sum(layer.matrix.shape) for layer in layers)
-
-
-def test_a_budget_gives_ranks_where_the_energy_is():
-    flat, peaked = nn.Linear(20, 20), nn.Linear(20, 20)
-    with torch.no_grad():
-        flat.weight.copy_(torch.eye(20))
-        peaked.weight.copy_(torch.outer(torch.randn(20), torch.randn(20)) + 1e-3 * torch.eye(20))
-    summary = decompose(nn.Sequential(flat, peaked), Design(rank=Budget(0.35), include=("Linear",)))
-    assert summary.ranks["1"] == 1 and summary.ranks["0"] == 5
-
-
-def test_ranks_go_where_a_parameter_gains_the_largest_share_of_its_layers_energy_and_an_exact_fit_is_taken():
-    cheap, dear = torch.eye(10), 100 * torch.eye(10, 90)  # a rank costs 20 and 100, and gains a tenth in each
-    assert ranks_within(180, {"dear": dear, "cheap": cheap}, least=0) == {"dear": 1, "cheap": 4}
-    assert ranks_within(179, {"dear": dear, "cheap": cheap}, least=0) == {"dear": 0, "cheap": 4}
-    assert ranks_within(179, {"dear": dear, "cheap": cheap}, least=1) == {"dear": 1, "cheap": 3}
 
 
 # What can't be
@@ -435,12 +215,16 @@ def test_a_design_without_any_weight_is_refused():
 @pytest.mark.parametrize(
     "model, design, message",
     [
-        (net(), Design(rank=100), r"every selected layer stays dense \(0: rank 100 .*at most 8"),
-        (net(), Design(include=("conv1",)), r"no layer matches \['conv1'\]"),
+        (decomposable(), Design(rank=100), r"every selected layer stays dense \(0: rank 100 .*at most 8"),
+        (decomposable(), Design(include=("conv1",)), r"no layer matches \['conv1'\]"),
         (nn.ReLU(), Design(), "no layer matches"),
         (nn.Linear(20, 20), Design(rank=2, include=("Linear",)), "wrap it"),
-        (net(), Design(rank=Budget(0.01)), "already holds [0-9]+ parameters more"),
-        (net(), Design(rank=Budget(0.06), sparse=False), "rank 1 in every layer takes [0-9]+: raise the budget"),
+        (decomposable(), Design(rank=Budget(0.01)), "already holds [0-9]+ parameters more"),
+        (
+            decomposable(),
+            Design(rank=Budget(0.06), sparse=False),
+            "rank 1 in every layer takes [0-9]+: raise",
+        ),
     ],
 )
 def test_what_leaves_nothing_to_decompose_is_refused_and_the_model_is_untouched(model, design, message):
@@ -508,14 +292,14 @@ def test_networks_of_other_libraries_are_decomposed_trained_saved_and_loaded_bit
 
 
 def test_materialise_gives_back_plain_layers_and_the_same_outputs():
-    model = net().eval()
+    model = decomposable().eval()
     decompose(model, Design(rank=2, scheme=Scheme.SPATIAL))
     splore.prune(model, energy=0.8)
     x = torch.randn(2, 3, 8, 8)
     expected = model(x)
     assert materialise(model) is model
-    assert [type(m) for m in model.modules()] == [type(m) for m in net().modules()]
-    assert list(model.state_dict()) == list(net().state_dict())
+    assert [type(m) for m in model.modules()] == [type(m) for m in decomposable().modules()]
+    assert list(model.state_dict()) == list(decomposable().state_dict())
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -525,7 +309,7 @@ def test_materialise_of_a_single_layer_returns_the_dense_one():
 
 
 def test_a_decomposed_model_is_decomposed_no_further():
-    model = net()
+    model = decomposable()
     decompose(model, Design(rank=1, include=("Linear",)))
     layer = model[6]
     assert list(decompose(model, Design(rank=1)).ranks) == ["0", "3.0", "3.2"]

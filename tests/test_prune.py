@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nets import partly_decomposed
 from torch import nn
 
 from splore.design.decompose import Design, decompose
@@ -23,14 +24,6 @@ from splore.postprocess.prune import (
 
 SCORES = [magnitude, lamp, energy_share, relative]
 INTEGERS = st.lists(st.integers(-4, 4), min_size=1, max_size=9)
-
-
-def net(rank=2):
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 12, 3, bias=False), nn.Flatten(), nn.Linear(12, 9)
-    )
-    decompose(model, Design(rank=rank, include=("2", "Linear")))
-    return model
 
 
 def sparse(*rows):
@@ -99,7 +92,7 @@ def test_the_cut_by_energy_is_made_in_each_layer_alone():
 
 
 def test_all_of_the_energy_keeps_every_non_zero():
-    model = net()
+    model = partly_decomposed()
     before = copy.deepcopy(model)
     prune(model, energy=1.0)
     for layer, old in zip(decomposed_layers(model).values(), decomposed_layers(before).values(), strict=True):
@@ -125,7 +118,7 @@ def test_of_equal_entries_those_that_come_first_are_kept():
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("extra", [0, 1, 137, 900])
 def test_a_budget_in_numbers_is_met_exactly(score, extra):
-    model = net()
+    model = partly_decomposed()
     without = held(model) - entries(model)
     density = prune(model, params=without + extra, score=score)
     assert held(model) == without + extra
@@ -138,14 +131,14 @@ def test_a_budget_in_numbers_is_met_exactly(score, extra):
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("share", [0.5, 0.8, 1.0])
 def test_a_budget_as_a_share_is_one_of_the_dense_net(score, share):
-    model = net()
+    model = partly_decomposed()
     dense = 3 * 8 * 9 + 8 + 2 * 8 + 8 * 12 * 9 + 12 * 9 + 9
     prune(model, params=share, score=score)
     assert held(model) == int(share * dense)
 
 
 def test_budget_entries_tells_the_allowance_and_what_is_held_without_entries():
-    model = net()
+    model = partly_decomposed()
     without = held(model) - entries(model)
     factors = sum(layer.A.numel() + layer.B.numel() for layer in decomposed_layers(model).values())
     assert budget_entries(model, 1000) == (1000, without)
@@ -175,7 +168,7 @@ def test_fewer_non_zeros_than_the_budget_allows_are_all_kept(score):
 
 @pytest.mark.parametrize("how", [{"energy": 1.0}, {"params": 1.0}, {"params": 1.0, "score": magnitude}])
 def test_what_was_cut_never_comes_back(how):
-    model = net()
+    model = partly_decomposed()
     prune(model, energy=0.5)
     cut = zeros_of(model)
     with torch.no_grad():
@@ -200,7 +193,7 @@ def test_values_outside_the_mask_take_nothing_of_the_budget(score):
 
 @pytest.mark.parametrize("first, second", [({"energy": 0.9}, {"params": 0.6}), ({"params": 0.8}, {"energy": 0.5})])
 def test_a_second_cut_keeps_a_part_of_the_first(first, second):
-    model = net()
+    model = partly_decomposed()
     prune(model, **first)
     before = [layer.mask.clone() for layer in decomposed_layers(model).values()]
     prune(model, **second)
@@ -210,7 +203,7 @@ def test_a_second_cut_keeps_a_part_of_the_first(first, second):
 
 
 def test_a_cut_touches_nothing_but_the_sparse_parts():
-    model = net()
+    model = partly_decomposed()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     prune(model, params=0.6)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
@@ -244,7 +237,7 @@ def test_low_rank_layers_beside_sparse_ones_are_left_out():
     ],
 )
 def test_what_cannot_be_cut_is_refused_and_nothing_is_changed(arguments, message):
-    model = net()
+    model = partly_decomposed()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(ValueError, match=message):
         prune(model, **arguments)
@@ -299,7 +292,7 @@ def test_the_energy_share_is_that_of_all_entries_no_larger(values):
 
 @pytest.mark.parametrize("energy", [0.1, 0.5, 0.9, 0.999])
 def test_a_budget_by_energy_share_is_the_cut_by_one_energy_in_all_layers(energy):
-    model, other = net(), net()
+    model, other = partly_decomposed(), partly_decomposed()
     other.load_state_dict(model.state_dict())
     prune(model, energy=energy)
     prune(other, params=held(model), score=energy_share)
@@ -308,7 +301,7 @@ def test_a_budget_by_energy_share_is_the_cut_by_one_energy_in_all_layers(energy)
 
 
 def test_magnitude_and_relative_are_what_they_are_called():
-    layer = net()[2]
+    layer = partly_decomposed()[2]
     assert torch.equal(magnitude(layer), layer.S.detach().abs())
     whole = layer.weight.detach().square().sum()
     torch.testing.assert_close(relative(layer), layer.S.detach().square() / whole)

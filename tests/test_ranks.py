@@ -4,21 +4,12 @@ import copy
 
 import pytest
 import torch
+from nets import partly_decomposed
 from torch import nn
 
-from splore.design.decompose import Design, decompose
 from splore.design.layers import LowRankSparseLinear, decomposed_layers
 from splore.postprocess.prune import energy_share, lamp, magnitude, prune, relative
 from splore.postprocess.ranks import cut_ranks, share_budget
-
-
-def net(rank=2):
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 12, 3, bias=False), nn.Flatten(), nn.Linear(12, 9)
-    )
-    decompose(model, Design(rank=rank, include=("2", "Linear")))
-    return model
-
 
 # By energy
 
@@ -50,7 +41,7 @@ def test_cut_ranks_keeps_the_fewest_singular_values_that_hold_the_energy(energy,
 
 
 def test_cut_ranks_leaves_sparse_parts_and_other_layers_alone():
-    model = net(rank=3)
+    model = partly_decomposed(rank=3)
     layer = model[2]
     layer.set_parts(layer.A @ torch.diag(torch.tensor([1.0, 1.0, 0.0])), layer.B)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -74,7 +65,7 @@ def test_cut_ranks_takes_layers_without_low_rank_part_and_products_of_zero():
 @pytest.mark.parametrize("energy", [0.0, -1.0, 1.5])
 def test_cut_ranks_refuses_an_energy_out_of_range(energy):
     with pytest.raises(ValueError, match=f"found {energy}"):
-        cut_ranks(net(), energy)
+        cut_ranks(partly_decomposed(), energy)
 
 
 # To a budget shared with S
@@ -161,7 +152,7 @@ def test_masked_places_stay_masked_and_layers_without_s_alone():
 
 
 def test_a_budget_that_holds_no_direction_and_no_entry_leaves_none():
-    model = net()
+    model = partly_decomposed()
     without = sum(p.numel() for p in model.parameters()) - sum(
         x.S.numel() + x.A.numel() + x.B.numel() for x in decomposed_layers(model).values()
     )
@@ -169,13 +160,13 @@ def test_a_budget_that_holds_no_direction_and_no_entry_leaves_none():
 
 
 def test_budgets_that_cannot_be_shared_are_refused():
-    model = net()
+    model = partly_decomposed()
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match="100 parameters can't be met by cutting L and S"):
         share_budget(model, params=100)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     with pytest.raises(ValueError, match="found 1.5"):
-        share_budget(net(), params=1.5)
+        share_budget(partly_decomposed(), params=1.5)
     model = nn.Sequential(LowRankSparseLinear(nn.Linear(9, 9), 2, sparse=False))
     with pytest.raises(ValueError, match="no sparse part"):
         share_budget(model, params=0.9)

@@ -79,14 +79,10 @@ class Run:
         sparse = any(layer.S is not None for layer in decomposed_layers(model).values())
         if not sparse or cut.params is None or not isinstance(cut.ranks, str):
             return
-        shared = cut.ranks == "shared"
-        allowed, held = cuts.budget_entries(model, cut.params, without_L=shared)
-        if allowed < held:
-            without, advice = ("L and S", "") if shared else ("S", "lower design.rank, ")
-            raise ValueError(
-                f"cut.params: {cut.params} allows {allowed:,} parameters, but without any {without} the net still "
-                f"holds {held:,}: raise it, {advice}or decompose more layers"
-            )
+        try:
+            cuts.entries_within(model, cut.params, without_L=cut.ranks == "shared")
+        except ValueError as error:
+            raise ValueError(f"cut.params: {error}") from error
 
     # The stages
 
