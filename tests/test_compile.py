@@ -4,7 +4,12 @@ import shutil
 import signal
 
 import pytest
+import torch
 from command import TINY, Command, checkpoints, same_curves, splore, until
+
+from splore.job import Job
+from splore.recipe import DataRecipe, Recipe
+from splore.train.loop import Position, fit
 
 RUN = ["run", *TINY, "--out=out", "--hardware.compile=true"]
 
@@ -23,6 +28,25 @@ def test_a_compiled_run_is_resumed(tmp_path):
     done = splore(*words, "--resume", folder=tmp_path)
     assert done.code == 0 and "going on in stage train, epoch" in done.out, done
     same_curves(tmp_path / "whole/out", tmp_path / "out")
+
+
+def test_only_full_batches_of_the_training_are_compiled(tmp_path):
+    graphs, sizes = [], []
+    torch._dynamo.reset()
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    model.compile(backend=lambda graph, _: graphs.append(graph) or graph.forward, dynamic=False)
+    job = Job(Recipe(data=DataRecipe(batch_size=500)), tmp_path)
+
+    def loss(outputs, labels, images):
+        sizes.append(len(labels))
+        return torch.nn.functional.cross_entropy(outputs, labels)
+
+    fit(
+        model, job.data.train, torch.optim.SGD(model.parameters(), lr=0.1), job.accelerator, epochs=2,
+        learning_rate=lambda progress: 0.1, loss=loss, position=Position(), compiled_batch=500,
+        end_epoch=lambda position: job.evaluate(model),
+    )  # fmt: skip
+    assert sizes == [500, 500, 347] * 2 and len(graphs) == 1
 
 
 def test_without_a_compiler_it_says_what_to_install(tmp_path):

@@ -77,7 +77,9 @@ def test_crops_and_flips():
     numbered = torch.arange(1, height * width + 1, dtype=torch.uint8).view(1, 1, height, width)
     images = numbered.repeat(samples, 2, 1, 1)
     order = TrainOrder(samples, 500, seed=3)
-    batches = MemoryBatches(images, torch.arange(samples), order, Scale((0.0,), (1.0,)), CPU, Augment(pad, flip=True))
+    batches = MemoryBatches(
+        images, torch.arange(samples), order, Scale((0.0,), (1.0,)), CPU, augment=Augment(pad, flip=True)
+    )
     seen = torch.cat([x for x, _ in batches.epoch(0)])
     padded = torch.nn.functional.pad(numbered[0, 0].float(), (pad, pad, pad, pad))
     counts = {}

@@ -181,3 +181,14 @@ def test_augment_is_for_data_in_memory(large):
         open_data("folder", str(large), 4, 0, CPU, augment=Augment())
     with pytest.raises(ValueError, match="padding must be 0 pixels or more"):
         Augment(pad=-1)
+
+
+@pytest.mark.parametrize("name", ["digits", "imagenet"])
+def test_the_layout_of_a_batch(large, name):
+    data = open_data(name, str(large), 4, 0, CPU, workers=0, memory_format=torch.channels_last)
+    plain = open_data(name, str(large), 4, 0, CPU, workers=0)
+    for split in ("train", "test"):
+        batches, others = (list(getattr(each, split).epoch(0)) for each in (data, plain))
+        assert equal(batches, others)
+        assert all(x.is_contiguous(memory_format=torch.channels_last) for x, _ in batches)
+        assert all(x.is_contiguous() for x, _ in others)

@@ -3,8 +3,8 @@
     python benchmarks/paper/run.py --root data/cifar10 --minutes 60
 
 Each run is a recipe of recipes/ with one method's overrides, in a folder of its own under --out. A run that was cut
-short, by the budget of minutes or by anything else, goes on at the next call; the summary of a finished one is copied
-to benchmarks/results/paper/. Whatever stands behind -- goes to every run, as in: -- --train.epochs=4
+short, by the budget of minutes, Ctrl-C or anything else, goes on at the next call; the summary of a finished one is
+copied to benchmarks/results/paper/. Whatever stands behind -- goes to every run, as in: -- --train.epochs=4
 """
 
 import argparse
@@ -14,10 +14,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import splore
+from splore.data.workers import available_workers
+from splore.job import on_stop
 from splore.postprocess.prune import budget_entries
 from splore.recipe import Recipe
 from splore.recipe_file import load_recipe
@@ -26,6 +29,7 @@ from splore.train.regularise import L1
 HERE = Path(__file__).parent
 RECIPES = HERE.parents[1] / "recipes"
 RESULTS = HERE.parent / "results" / "paper"
+PATIENCE = 120  # seconds that a run has for the end of its step and a checkpoint, when it is asked to stop
 
 NETS: dict[str, tuple[str, list[float]]] = {
     "vgg19": ("cifar10-vgg19.yaml", [0.0314, 0.02, 0.01]),
@@ -132,6 +136,8 @@ def overrides(net: str, method: str, kept: float, more: list[str]) -> tuple[list
 def jobs(args: argparse.Namespace, more: list[str]) -> dict[str, list[str]]:
     """The arguments of each run by its name, seed by seed, so that whatever is done first is a whole table."""
     found = {}
+    cores = max(available_workers() // args.parallel, 1)
+    shares = [f"--hardware.threads={cores}", f"--data.workers={cores}"] if args.parallel > 1 else []
     for seed, net, method in itertools.product(args.seeds, args.net, args.method):
         for kept in [1.0] if method == "dense" else args.kept or NETS[net][1]:
             words, epochs = overrides(net, method, kept, more)
@@ -139,7 +145,7 @@ def jobs(args: argparse.Namespace, more: list[str]) -> dict[str, list[str]]:
             root = [f"--data.root={args.root}"] if args.root else []
             recipe = str(RECIPES / NETS[net][0])
             name = f"{net}-{method}-{100 * kept:g}-{epochs}ep-seed{seed}"
-            found[name] = [recipe, *words, *cut, *root, f"--seed={seed}"]
+            found[name] = [recipe, *shares, *words, *cut, *root, f"--seed={seed}"]
     return found
 
 
@@ -165,21 +171,16 @@ def main() -> int:
     print(f"{len(waiting)} runs to make", flush=True)
     running: dict[str, subprocess.Popen] = {}
     failed = False
-    try:
-        while (waiting or running) and time.monotonic() < end:
+    stop = threading.Event()
+    with on_stop(lambda *_: stop.set()):
+        while (waiting or running) and time.monotonic() < end and not stop.is_set():
             while waiting and len(running) < args.parallel:
                 name = next(iter(waiting))
                 running[name] = start(name, waiting.pop(name), args.out)
-            time.sleep(0.5)
+            stop.wait(0.5)
             for name in [name for name, process in running.items() if process.poll() is not None]:
                 failed |= not finish(name, running.pop(name).returncode, args.out)
-    except KeyboardInterrupt:
-        pass
-    for process in running.values():
-        process.send_signal(signal.SIGINT)
-    for name, process in running.items():
-        process.wait()
-        print(f"paused: {name}", flush=True)
+        pause(running)
     return int(failed)
 
 
@@ -190,7 +191,21 @@ def start(name: str, words: list[str], out: Path) -> subprocess.Popen:
     print(f"{'goes on' if resume else 'begins'}: {name}", flush=True)
     with open(out / f"{name}.log", "a") as log:
         command = [sys.executable, "-m", "splore", "run", *words, "--out", str(folder), *resume]
-        return subprocess.Popen(command, stdout=log, stderr=log)
+        # In a session of its own, Ctrl-C reaches it once, by way of this process.
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+
+
+def pause(running: dict[str, subprocess.Popen]) -> None:
+    """Stops the runs, with a checkpoint each; one that is not at the end of a step in time stays at its last."""
+    for process in running.values():
+        process.send_signal(signal.SIGINT)
+    end = time.monotonic() + PATIENCE
+    for name, process in running.items():
+        try:
+            process.wait(max(end - time.monotonic(), 0))
+        except subprocess.TimeoutExpired:
+            process.kill()
+        print(f"paused: {name}", flush=True)
 
 
 def finish(name: str, code: int, out: Path) -> bool:

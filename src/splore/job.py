@@ -46,7 +46,8 @@ class Job:
         self.recipe, self.out = recipe, out
         self.accelerator = _accelerator(hardware, out)
         self.main = self.accelerator.is_main_process
-        self.data = open_split(recipe.data, recipe.seed, self.accelerator)
+        layout = torch.channels_last if hardware.channels_last else torch.contiguous_format
+        self.data = open_split(recipe.data, recipe.seed, self.accelerator, layout)
         self.sharded = hardware.parallel == "fsdp" and self.accelerator.num_processes > 1
         self.display = Display(self.main)
         self.stop_asked = False
@@ -65,7 +66,9 @@ class Job:
         def total(sums: Tensor) -> Tensor:
             return self.accelerator.reduce(sums)
 
-        return evaluate(model, self.data.test, total, self.accelerator.autocast)
+        # What is compiled is the training step: a few batches are not worth the compilation of another mode.
+        with torch.compiler.set_stance("force_eager"):
+            return evaluate(model, self.data.test, total, self.accelerator.autocast)
 
     def agree_on(self, answer: bool) -> bool:
         """The first process's answer, on all."""
@@ -97,7 +100,9 @@ def on_stop(ask: Callable[[int, object], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def open_split(wish: DataRecipe, seed: int, accelerator: Accelerator) -> Data:
+def open_split(
+    wish: DataRecipe, seed: int, accelerator: Accelerator, layout: torch.memory_format = torch.contiguous_format
+) -> Data:
     """The images that a recipe's `data` names; what is to be fetched is fetched by one process of each machine."""
     with accelerator.local_main_process_first() if wish.download else nullcontext():
         return open_data(
@@ -110,6 +115,7 @@ def open_split(wish: DataRecipe, seed: int, accelerator: Accelerator) -> Data:
             world_size=accelerator.num_processes,
             workers=wish.workers,
             download=wish.download,
+            memory_format=layout,
         )
 
 

@@ -78,7 +78,7 @@ class Stage:
         loss = prepare(net, self.optimizer)
         if recipe.hardware.compile:
             torch.compiler.reset()  # what was compiled for the stage before counts against the limit of recompilations
-            model.compile()
+            model.compile(dynamic=False)
         replicated = job.accelerator.num_processes > 1 and not job.sharded
         trained = job.accelerator.prepare(model) if replicated else net
 
@@ -103,6 +103,7 @@ class Stage:
                 loss=loss,
                 position=position,
                 first_epoch=self.first_epoch,
+                compiled_batch=min(recipe.data.batch_size, job.data.train.samples) // job.accelerator.num_processes,
                 begin_epoch=begin,
                 after_step=self._after_step,
                 end_epoch=self._end_epoch,

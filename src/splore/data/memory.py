@@ -34,6 +34,7 @@ class MemoryBatches:
         order: which samples make up which step.
         scale: normalisation of the pixel values.
         device: where the images are held and the batches are made.
+        memory_format: layout of the batches in memory.
         augment: how training images vary; None leaves them as they are.
 
     The random draws of an epoch are made at its start, one for each place in the order, and copied over once: a step
@@ -47,6 +48,7 @@ class MemoryBatches:
         order: TrainOrder | TestOrder,
         scale: Scale,
         device: torch.device,
+        memory_format: torch.memory_format = torch.contiguous_format,
         augment: Augment | None = None,
     ) -> None:
         self.samples, channels, self._height, self._width = images.shape
@@ -58,6 +60,7 @@ class MemoryBatches:
         self._channel = torch.arange(channels, device=device)[None, :, None, None]
         self._factor, self._shift = scale.factors(device)
         self._device = device
+        self._memory_format = memory_format
 
     def __len__(self) -> int:
         """Steps of an epoch; the same on all ranks."""
@@ -79,7 +82,8 @@ class MemoryBatches:
             else:
                 y, x = rows[first:last, None, :, None], columns[first:last, None, None, :]
                 pixels = self._pixels[chosen[:, None, None, None], self._channel, y, x]
-            yield (pixels * self._factor).sub_(self._shift), self._labels[chosen]
+            pixels = (pixels * self._factor).sub_(self._shift)
+            yield pixels.contiguous(memory_format=self._memory_format), self._labels[chosen]
 
     def _windows(self, epoch: int, places: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """The rows (places, H) and columns (places, W) of the padded image that each crop takes; a flip counts its

@@ -29,6 +29,7 @@ def open_data(
     workers: int | None = None,
     download: bool = False,
     augment: Augment | None = None,
+    memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Data:
     """A data set, ready to be trained on.
 
@@ -48,6 +49,7 @@ def open_data(
         workers: processes that read images; None takes one for each processor core of this process.
         download: fetch CIFAR where it is missing. Let one rank of a machine go first.
         augment: how training images in memory vary, in place of the data set's own way.
+        memory_format: layout of the batches in memory.
 
     Raises:
         UnknownName: nothing has that name; the nearest are offered. A ValueError.
@@ -64,14 +66,15 @@ def open_data(
     test: Batches
     if isinstance(found, SmallData):
         augment = augment or found.augment
-        train = MemoryBatches(found.train.images, found.train.labels, train_order, found.scale, device, augment)
-        test = MemoryBatches(found.test.images, found.test.labels, test_order, found.scale, device)
+        place = (found.scale, device, memory_format)
+        train = MemoryBatches(found.train.images, found.train.labels, train_order, *place, augment)
+        test = MemoryBatches(found.test.images, found.test.labels, test_order, *place)
     elif augment:
         raise ValueError(f"`augment` holds for data sets in memory; {name} is read, and augmented, by worker processes")
     else:
-        classes = len(found.classes)
-        train = WorkerBatches(found.train, train_order, classes, seed, device, workers, found.scale)
-        test = WorkerBatches(found.test, test_order, classes, seed, device, workers, found.scale)
+        common = (len(found.classes), seed, device, workers, found.scale, memory_format)
+        train = WorkerBatches(found.train, train_order, *common)
+        test = WorkerBatches(found.test, test_order, *common)
     return Data(name, train, test, found.classes, found.image_shape)
 
 

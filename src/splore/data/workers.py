@@ -49,6 +49,7 @@ class WorkerBatches:
         device: where the batches are wanted.
         workers: processes that read; 0 reads in this one.
         scale: normalisation, done on the device; None takes the images as they come.
+        memory_format: layout of the batches in memory.
 
     Every sample is read under random states (Python, NumPy, torch) seeded with (seed, epoch, index): what augments it
     does not depend on the worker it falls to. The workers are started by the first epoch and kept; steps before
@@ -64,11 +65,13 @@ class WorkerBatches:
         device: torch.device,
         workers: int,
         scale: Scale | None = None,
+        memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         self.samples = order.samples
         self._steps = _Steps(order)
         self._device = device
         self._factors = scale.factors(device) if scale else None
+        self._memory_format = memory_format
         self._turn = 0
         self._loader: DataLoader[Any] = DataLoader(
             cast(Any, SampleReader(samples, num_classes, seed)),  # its keys are (epoch, index)
@@ -106,7 +109,7 @@ class WorkerBatches:
             if self._factors:
                 factor, shift = self._factors
                 images = (images * factor).sub_(shift)
-            yield images, labels
+            yield images.contiguous(memory_format=self._memory_format), labels
 
 
 class _Steps:

@@ -3,7 +3,7 @@
 import os
 import platform
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ def provenance() -> dict:
     """Commit, versions and hardware, for the JSON beside every result."""
     return {
         "commit": _commit(),
-        "versions": {"splore": version("splore"), "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {"splore": _version(), "torch": torch.__version__, "python": platform.python_version()},
         "hardware": {
             "cpu": _cpu_name(),
             "cores": os.cpu_count(),
@@ -21,6 +21,14 @@ def provenance() -> dict:
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
     }
+
+
+def _version() -> str | None:
+    """None for a source tree that is only on the path."""
+    try:
+        return version("splore")
+    except PackageNotFoundError:
+        return None
 
 
 def _commit() -> str | None:

@@ -8,6 +8,7 @@ checkpoint takes the very steps that an uninterrupted one would have taken.
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -55,6 +56,7 @@ def fit(
     loss: Callable[[Tensor, Tensor, Tensor], Tensor],
     position: Position,
     first_epoch: int = 0,
+    compiled_batch: int = 0,
     begin_epoch: Callable[[int], None] = lambda epoch: None,
     after_step: Callable[[Position], None] = lambda position: None,
     end_epoch: Callable[[Position], None] = lambda position: None,
@@ -67,6 +69,8 @@ def fit(
         learning_rate: the rate at a progress from 0 to 1 of the whole stage.
         loss: of (outputs, labels, inputs), a scalar.
         first_epoch: number of the stage's first epoch in the order of the data, so that stages see different orders.
+        compiled_batch: a smaller batch, such as an epoch's last one, does not go through what is compiled: it is not
+            worth a compilation of its own, nor one for all sizes, which every step would then go through.
         begin_epoch: called before an epoch's first step, not when one is resumed in its middle.
         after_step: called after each step with the new position: reports, checkpoints.
         end_epoch: called after an epoch's last step, with `sums` of the whole epoch, before they are cleared.
@@ -81,10 +85,11 @@ def fit(
             rate = learning_rate((position.epoch * steps + position.step) / (epochs * steps))
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            with accelerator.autocast():
-                outputs = model(x)
-            outputs = outputs.float()
-            value = loss(outputs, y, x)
+            with torch.compiler.set_stance("force_eager") if len(y) < compiled_batch else nullcontext():
+                with accelerator.autocast():
+                    outputs = model(x)
+                outputs = outputs.float()
+                value = loss(outputs, y, x)
             accelerator.backward(value)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
