@@ -135,7 +135,7 @@ class HardwareRecipe:
     Attributes:
         device: auto (a GPU when there is one) or cpu.
         precision: fp32, bf16 or fp16: the type that convolutions run in.
-        compile: compile the training step with torch.compile (on a CPU needs a C++ compiler).
+        compile: compile the training step with torch.compile (on a CPU that needs a C++ compiler, and gains little).
         channels_last: keep images and convolutions in the channels-last layout.
         parallel: how several processes share a run: ddp (each holds all of the training's state) or fsdp (parameters,
             gradients and momentum are cut into shards, FSDP2); one process alone has nothing to share.
