@@ -72,20 +72,26 @@ def plot(found: list[dict], folder: Path) -> list[str]:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
+    scales = (("kept", "parameters kept in %", 1e2), ("bytes", "MB on disk", 1e-6))
     names = []
     for net, epochs in sorted({(row["net"], row["epochs"]) for row in found}):
         figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
-        for axis, key, label in zip(axes, ("kept", "bytes"), ("parameters kept", "bytes on disk"), strict=True):
+        for axis, (key, label, unit) in zip(axes, scales, strict=True):
             for method in METHODS:
                 points = [row for row in found if (row["net"], row["epochs"], row["method"]) == (net, epochs, method)]
                 points.sort(key=lambda row: row[key])
                 if points:
                     spread = [row["accuracy_std"] or 0 for row in points]
                     means = [row["accuracy_mean"] for row in points]
-                    axis.errorbar([row[key] for row in points], means, spread, marker="o", capsize=3, label=method)
+                    axis.errorbar(
+                        [unit * row[key] for row in points], means, spread, marker="o", capsize=3, label=method
+                    )
             axis.set(xscale="log", xlabel=label)
+            axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_formatter(ticker.NullFormatter())
             axis.grid(alpha=0.3)
         axes[0].set_ylabel("accuracy in %")
         axes[1].legend(frameon=False)
