@@ -10,6 +10,8 @@ from images import CPU, equal, write_images
 from PIL import Image
 
 from splore.data import Augment, open_data
+from splore.job import Job
+from splore.recipe import DataRecipe, HardwareRecipe, Recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities of TorchVision")
 
@@ -183,12 +185,26 @@ def test_augment_is_for_data_in_memory(large):
         Augment(pad=-1)
 
 
-@pytest.mark.parametrize("name", ["digits", "imagenet"])
-def test_the_layout_of_a_batch(large, name):
-    data = open_data(name, str(large), 4, 0, CPU, workers=0, memory_format=torch.channels_last)
-    plain = open_data(name, str(large), 4, 0, CPU, workers=0)
+@pytest.mark.parametrize("shape", [(8, 8), (120, 100)])
+def test_the_layout_of_a_batch(tmp_path, shape):
+    """In memory, and read by workers; three channels, for with one both layouts are the same."""
+    write_images(tmp_path, shape)
+    last, plain = (
+        open_data("folder", str(tmp_path), 4, 0, CPU, workers=0, memory_format=layout)
+        for layout in (torch.channels_last, torch.contiguous_format)
+    )
     for split in ("train", "test"):
-        batches, others = (list(getattr(each, split).epoch(0)) for each in (data, plain))
+        batches, others = (list(getattr(each, split).epoch(0)) for each in (last, plain))
         assert equal(batches, others)
-        assert all(x.is_contiguous(memory_format=torch.channels_last) for x, _ in batches)
+        assert all(x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous() for x, _ in batches)
         assert all(x.is_contiguous() for x, _ in others)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_run_has_its_images_in_the_layout_of_its_recipe(tmp_path, wanted):
+    write_images(tmp_path)
+    data = DataRecipe("folder", str(tmp_path), batch_size=4)
+    job = Job(Recipe(data=data, hardware=HardwareRecipe(channels_last=wanted)), tmp_path)
+    for batches in (job.data.train, job.data.test):
+        x, _ = next(batches.epoch(0))
+        assert x.is_contiguous(memory_format=torch.channels_last) == wanted

@@ -100,9 +100,7 @@ def on_stop(ask: Callable[[int, object], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def open_split(
-    wish: DataRecipe, seed: int, accelerator: Accelerator, layout: torch.memory_format = torch.contiguous_format
-) -> Data:
+def open_split(wish: DataRecipe, seed: int, accelerator: Accelerator, layout: torch.memory_format) -> Data:
     """The images that a recipe's `data` names; what is to be fetched is fetched by one process of each machine."""
     with accelerator.local_main_process_first() if wish.download else nullcontext():
         return open_data(

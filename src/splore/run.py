@@ -194,7 +194,7 @@ def evaluate_on(model: nn.Module, wish: DataRecipe, device: str) -> Score:
     """The score of a model on the test images that a recipe's `data` names; device is auto or cpu."""
     accelerator = Accelerator(cpu=device == "cpu")
     model.to(accelerator.device)
-    data = open_split(wish, 0, accelerator)
+    data = open_split(wish, 0, accelerator, torch.channels_last)
     check_outputs(model, data)
     return evaluate(model, data.test)
 
