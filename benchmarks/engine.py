@@ -22,8 +22,9 @@ from networks import Structure, images, network
 from rows import add_row
 from runtimes import PEERS, Run, export, missing, quiet, versions
 
-from splore.deploy.capture import densified
-from splore.deploy.engine import Engine, compile, run_torch
+from splore.capture.compile import compile
+from splore.capture.export import densified
+from splore.engine.engine import Engine, run_torch
 from splore.measure.provenance import provenance
 
 TOLERANCE = 1e-4  # of the largest result, for the engine and for every peer

@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from networks import Structure, images, network
 from runtimes import eager
 
-from splore.deploy.capture import Captured, capture
-from splore.deploy.engine import Engine
+from splore.capture.export import Captured, capture
+from splore.engine.engine import Engine
 from splore.measure.provenance import provenance
 
 DENSITIES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6)

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from rows import add_row
 
 import splore
-from splore.data import open_data
-from splore.data.workers import available_workers
+from splore.vision.data import open_data
+from splore.vision.data.workers import available_workers
 
 
 def folder_rows(root: str, batch: int, repeats: int) -> list[dict]:

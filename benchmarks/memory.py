@@ -16,7 +16,7 @@ for _ in range(3):
 print(int(peak.split()[1]) / 1024)
 """
 _LOADS = {
-    "engine": "from splore.deploy.engine import Engine\nrun = Engine.load({path!r}, threads={threads})",
+    "engine": "from splore.engine.engine import Engine\nrun = Engine.load({path!r}, threads={threads})",
     "ONNX Runtime": "from sessions import onnx_session as load\nrun = load({path!r}, {threads})",
     "OpenVINO": "from sessions import openvino_model as load\nrun = load({path!r}, {threads})",
 }

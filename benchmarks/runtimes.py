@@ -86,7 +86,7 @@ def _torch(model: nn.Module, layout: torch.memory_format) -> Run:
 
 
 def _faster(runs: list[Run], x: torch.Tensor) -> Run:
-    from splore.deploy.program_segment import fastest_ms
+    from splore.engine.program_segment import fastest_ms
 
     images = x.numpy()
     times = fastest_ms(*(lambda run=run: run(images) for run in runs))

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 import splore
-from splore.recipe import Recipe, design_of
-from splore.recipe_file import load_recipe
+from splore.runs.recipe import Recipe, design_of
+from splore.runs.recipe_file import load_recipe
 
 ROOT = Path(__file__).parents[1]
 IMAGES = 1_281_167

@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 SPLORE = Path(sys.executable).with_name("splore")
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
-    ["splore.cli", "splore.run", "sklearn.datasets", "ruamel.yaml", "torch.distributed", "torch._dynamo"]
+    ["splore.cli", "splore.runs.run", "sklearn.datasets", "ruamel.yaml", "torch.distributed", "torch._dynamo"]
 )
 Process = _context.Process
 

@@ -9,10 +9,10 @@ from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import nn
 
-from splore.deploy.file import ModelFileError, load
 from splore.design.decompose import Design, decompose
 from splore.design.layers import decomposed_layers
 from splore.design.matrix import Scheme
+from splore.modelfile.file import ModelFileError, load
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64, 1: torch.uint8}
 

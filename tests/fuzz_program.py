@@ -26,8 +26,8 @@ import numpy as np
 from programs import random_program
 from safetensors.numpy import save
 
-from splore.deploy import program_file, reference
-from splore.deploy.program import Program, arrays
+from splore.engine import program_file, reference
+from splore.engine.program import Program, arrays
 
 HOSTILE = (
     0, 1, 2, 3, 7, -1, 15, 255, 256, 65535, 65536, 2**20, 2**20 + 1, 2**28, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**53,
@@ -193,7 +193,7 @@ def _padded(program: Program, index: int) -> int:
 def native_or_reference() -> tuple[str, Callable[[Program, np.ndarray], np.ndarray]]:
     """What runs the files that are valid."""
     try:
-        from splore.deploy.native import NativeProgram, load_library
+        from splore.engine.native import NativeProgram, load_library
 
         load_library()
     except (ImportError, OSError, RuntimeError) as error:

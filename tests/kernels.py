@@ -3,9 +3,9 @@
 import numpy as np
 from programs import floats, random_program, random_sparse
 
-from splore.deploy import native, reference
-from splore.deploy.native import NativeError, NativeProgram
-from splore.deploy.program import Act, Conv, Pool, Program, Scale, Weight
+from splore.engine import native, reference
+from splore.engine.native import NativeError, NativeProgram
+from splore.engine.program import Act, Conv, Pool, Program, Scale, Weight
 
 
 def available() -> list[str]:

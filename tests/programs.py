@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from splore.deploy.program import (
+from splore.engine.program import (
     Act,
     Activate,
     Add,

@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from splore.deploy import reference
-from splore.deploy.capture import capture
-from splore.deploy.program import Act, Affine, Conv, Program
-from splore.deploy.torch_segment import TorchSegment
+from splore.capture.export import capture
+from splore.capture.torch_segment import TorchSegment
 from splore.design.layers import LowRankSparseConv2d, LowRankSparseLinear, decomposed_layers
 from splore.design.matrix import Scheme
-from splore.zoo.preactresnet import PreActResNet
-from splore.zoo.resnet import ResNet
+from splore.engine import reference
+from splore.engine.program import Act, Affine, Conv, Program
+from splore.vision.nets.preactresnet import PreActResNet
+from splore.vision.nets.resnet import ResNet
 
 
 def run(segments: tuple[Program | TorchSegment, ...], x: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ def test_whole_nets_are_one_program_of_few_operations(build, ops):
 
 @pytest.mark.parametrize("name", ["vgg19", "preactresnet56", "digits_cnn"])
 def test_nets_of_the_zoo(name):
-    from splore.zoo.build import build
+    from splore.vision.nets.build import build
 
     model = build(name, 10, 1 if name == "digits_cnn" else 3)
     x = torch.randn(2, 1, 8, 8) if name == "digits_cnn" else torch.randn(2, 3, 32, 32)

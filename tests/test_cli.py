@@ -10,7 +10,7 @@ import pytest
 from command import TINY, Command, epochs, plain, same_weights, script, splore, tensors
 
 from splore.design.ranks import Budget, Energy
-from splore.recipe import (
+from splore.runs.recipe import (
     CutRecipe,
     DataRecipe,
     DesignRecipe,
@@ -19,7 +19,7 @@ from splore.recipe import (
     Recipe,
     TrainRecipe,
 )
-from splore.recipe_file import recipe_parser, recipe_yaml
+from splore.runs.recipe_file import recipe_parser, recipe_yaml
 
 RECIPE_OPTIONS = [
     "--model", "--pretrained", "--method", "--baseline", "--seed", "--evaluate_every",

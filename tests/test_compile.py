@@ -7,8 +7,8 @@ import pytest
 import torch
 from command import TINY, Command, checkpoints, same_curves, splore, until
 
-from splore.job import Job
-from splore.recipe import DataRecipe, Recipe
+from splore.runs.job import Job
+from splore.runs.recipe import DataRecipe, Recipe
 from splore.train.loop import Position, fit
 
 RUN = ["run", *TINY, "--out=out", "--hardware.compile=true"]

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from splore.deploy.file import dense_bytes, file_bytes
-from splore.design.cost import cost
 from splore.design.decompose import Design, decompose
 from splore.design.layers import LowRankSparseConv2d, LowRankSparseLinear, decomposed_layers
 from splore.design.matrix import Scheme
+from splore.measure.cost import cost
+from splore.modelfile.file import dense_bytes, file_bytes
 
 
 def sparse_conv(dense, rank, scheme, nnz):

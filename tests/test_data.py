@@ -10,11 +10,11 @@ import torch
 from images import CPU, equal, write_images
 from PIL import Image
 
-from splore.data import Augment, open_data
-from splore.data.folder import list_splits
-from splore.data.memory import MemoryBatches
-from splore.data.order import TestOrder, TrainOrder
-from splore.data.scale import Scale
+from splore.vision.data import Augment, open_data
+from splore.vision.data.folder import list_splits
+from splore.vision.data.memory import MemoryBatches
+from splore.vision.data.order import TestOrder, TrainOrder
+from splore.vision.data.scale import Scale
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities of TorchVision")
 
@@ -129,7 +129,7 @@ def test_a_folder_of_grey_images(tmp_path):
 def test_many_small_images_are_decoded_alike_by_workers(tmp_path, monkeypatch):
     write_images(tmp_path)
     listing, _ = list_splits(str(tmp_path), ("test",))
-    from splore.data import images
+    from splore.vision.data import images
 
     alone = images.decode_all(listing, (3, 8, 8), workers=0)
     monkeypatch.setattr(images, "FEW", 0)
@@ -212,6 +212,6 @@ def test_download_without_a_network(tmp_path, monkeypatch):
 
 def test_imports_are_light():
     heavy = "{'torchvision', 'timm', 'sklearn', 'PIL'}"
-    code = f"import sys, splore.data, splore.zoo; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, splore.vision.data, splore.vision.nets; print(sorted({heavy} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from splore.data.order import TestOrder, TrainOrder
+from splore.vision.data.order import TestOrder, TrainOrder
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])

@@ -9,9 +9,9 @@ import torch
 from images import CPU, equal, write_images
 from PIL import Image
 
-from splore.data import Augment, open_data
-from splore.job import Job
-from splore.recipe import DataRecipe, HardwareRecipe, Recipe
+from splore.runs.job import Job
+from splore.runs.recipe import DataRecipe, HardwareRecipe, Recipe
+from splore.vision.data import Augment, open_data
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities of TorchVision")
 
@@ -89,7 +89,7 @@ def test_a_damaged_small_image_is_named(tmp_path):
 
 
 def test_what_torchvision_cannot_decode_goes_to_pillow(tmp_path, monkeypatch):
-    from splore.data.images import read_image
+    from splore.vision.data.images import read_image
 
     draws = np.random.default_rng(0).integers(0, 256, (9, 7, 4), dtype=np.uint8)
     Image.fromarray(draws, mode="CMYK").save(tmp_path / "cmyk.jpg")

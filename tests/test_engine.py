@@ -18,18 +18,19 @@ from programs import floats, random_program
 from test_capture import decomposed, lively
 from torch import nn
 
-from splore.deploy import program_segment, reference
-from splore.deploy.capture import capture
-from splore.deploy.engine import Engine, compile
+from splore.capture.compile import compile
+from splore.capture.export import capture
 from splore.design.matrix import Scheme
-from splore.zoo.build import build
-from splore.zoo.preactresnet import PreActResNet
-from splore.zoo.resnet import ResNet
+from splore.engine import program_segment, reference
+from splore.engine.engine import Engine
+from splore.vision.nets.build import build
+from splore.vision.nets.preactresnet import PreActResNet
+from splore.vision.nets.resnet import ResNet
 
 
 def has_native() -> bool:
     try:
-        from splore.deploy.native import load_library
+        from splore.engine.native import load_library
 
         load_library()
     except OSError:
@@ -82,7 +83,7 @@ def test_equals_the_model(name):
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 1 << 30), st.sampled_from([1, 2, 7, 8, 16, 17, 33]), st.sampled_from([1, 2]))
 def test_native_equals_the_reference(seed, images, threads):
-    from splore.deploy.native import NativeProgram
+    from splore.engine.native import NativeProgram
 
     program = random_program(seed)
     x = floats(np.random.default_rng(seed), images, *program.input)
@@ -95,7 +96,7 @@ def test_native_equals_the_reference(seed, images, threads):
 @pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
 @needs_native
 def test_every_instruction_set_equals_the_reference(isa):
-    from splore.deploy.native import NativeError, NativeProgram
+    from splore.engine.native import NativeError, NativeProgram
 
     for seed in range(20):
         program = random_program(seed)
@@ -174,7 +175,7 @@ WITHOUT_TORCH = """
     sys.meta_path.insert(0, NoTorch())
     x = np.load(sys.argv[2])
     start = time.perf_counter()
-    from splore.deploy.engine import Engine
+    from splore.engine.engine import Engine
     engine = Engine.load(sys.argv[1])
     seconds = time.perf_counter() - start
     np.save(sys.argv[3], engine(x))
@@ -228,7 +229,7 @@ def test_compile_runs_the_faster_of_engine_and_torch(monkeypatch):
     x = torch.randn(2, 3, 16, 16)
     model = small_net()
     for ours, theirs in ((1.0, 2.0), (2.0, 1.0)):
-        monkeypatch.setattr("splore.deploy.engine.fastest_ms", lambda *_, times=(ours, theirs): times)
+        monkeypatch.setattr("splore.engine.engine.fastest_ms", lambda *_, times=(ours, theirs): times)
         engine = compile(model, x, threads=1)
         expect_close(engine, model, x)
         assert engine.threads == 1

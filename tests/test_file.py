@@ -10,12 +10,12 @@ from files import assert_same, compressed, net
 from safetensors.torch import load as from_safetensors
 from torch import nn
 
-from splore.deploy import file as model_file
-from splore.deploy.file import ModelFileError, load, read_structure, save
 from splore.design.decompose import Design, decompose
 from splore.design.layers import LowRankSparseConv2d, LowRankSparseLinear
 from splore.design.matrix import Scheme
-from splore.zoo.build import Origin, build
+from splore.modelfile import file as model_file
+from splore.modelfile.file import ModelFileError, load, read_structure, save
+from splore.vision.nets.build import Origin, build
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ from files import compressed, net, parts, refused, signed
 from safetensors.torch import save_file
 from torch import nn
 
-from splore.deploy.file import ModelFileError, load, save
 from splore.design.decompose import Design, decompose
-from splore.zoo.build import Origin
+from splore.modelfile.file import ModelFileError, load, save
+from splore.vision.nets.build import Origin
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from kernels import ISAS, conv_program, expect_equal
 from programs import floats, random_program
 
-from splore.deploy import native, reference
-from splore.deploy.native import NativeError, NativeProgram
-from splore.deploy.program import Act
+from splore.engine import native, reference
+from splore.engine.native import NativeError, NativeProgram
+from splore.engine.program import Act
 
 pytestmark = [
     pytest.mark.skipif(not ISAS, reason="the native library is not built"),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from kernels import ISAS, conv_program, expect_equal, halved, planned
 from programs import floats, random_act, random_sparse
 
-from splore.deploy.program import Act, Conv, Program, Scale, Weight
+from splore.engine.program import Act, Conv, Program, Scale, Weight
 
 pytestmark = [
     pytest.mark.skipif(not ISAS, reason="the native library is not built"),

@@ -11,8 +11,8 @@ import run
 
 import splore
 from splore.postprocess.prune import budget_entries
-from splore.recipe import check
-from splore.recipe_file import load_recipe
+from splore.runs.recipe import check
+from splore.runs.recipe_file import load_recipe
 
 
 @pytest.mark.parametrize("method", run.METHODS | run.ABLATIONS)

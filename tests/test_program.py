@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import floats, random_program, random_sparse, random_weight
 
-from splore.deploy import program_file, reference
-from splore.deploy.program import (
+from splore.engine import program_file, reference
+from splore.engine.program import (
     Act,
     Activate,
     Add,

@@ -76,7 +76,7 @@ def test_the_method_is_imported_without_the_run_around_it():
     assert found.returncode == 0, found.stderr
     modules = set(eval(found.stdout))
     assert "torch" in modules
-    assert not {"accelerate", "torchvision", "timm", "jsonargparse", "splore.run", "splore.data"} & modules
+    assert not {"accelerate", "torchvision", "timm", "jsonargparse", "splore.runs.run", "splore.vision.data"} & modules
 
 
 def test_all_names_come_with_a_star():

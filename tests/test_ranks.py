@@ -9,7 +9,7 @@ from torch import nn
 
 from splore.design.layers import LowRankSparseLinear, decomposed_layers
 from splore.postprocess.prune import energy_share, lamp, magnitude, prune, relative
-from splore.postprocess.ranks import cut_ranks, share_budget
+from splore.postprocess.rank_cut import cut_ranks, share_budget
 
 # By energy
 

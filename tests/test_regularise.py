@@ -10,7 +10,7 @@ from torch import nn
 
 from splore.design.decompose import Design, decompose
 from splore.design.layers import LowRankSparseLinear, decomposed_layers
-from splore.train.regularise import L1, FrobeniusDecay, Scaling, parameter_groups
+from splore.train.penalties import L1, FrobeniusDecay, Scaling, parameter_groups
 
 
 def decomposed(rank=2, sparse=True, dtype=torch.float32):

@@ -6,8 +6,8 @@ import pytest
 from rich.console import Console
 from torch import nn
 
-from splore.design.cost import cost
 from splore.design.decompose import Design, decompose
+from splore.measure.cost import cost
 from splore.measure.report import Stage, count, layer_table, percent, show, size, stage_table
 
 

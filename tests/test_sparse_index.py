@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splore.design.sparse_index import Coding, decode, encode
+from splore.modelfile.sparse_index import Coding, decode, encode
 
 
 @st.composite

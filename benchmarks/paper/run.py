@@ -19,12 +19,12 @@ import time
 from pathlib import Path
 
 import splore
-from splore.data.workers import available_workers
-from splore.job import on_stop
 from splore.postprocess.prune import budget_entries
-from splore.recipe import Recipe
-from splore.recipe_file import load_recipe
-from splore.train.regularise import L1
+from splore.runs.job import on_stop
+from splore.runs.recipe import Recipe
+from splore.runs.recipe_file import load_recipe
+from splore.train.penalties import L1
+from splore.vision.data.workers import available_workers
 
 HERE = Path(__file__).parent
 RECIPES = HERE.parents[1] / "recipes"

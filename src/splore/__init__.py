@@ -16,36 +16,38 @@ _HOMES = {
     "design.layers": ("LowRankSparseConv2d", "LowRankSparseLinear", "decomposed_layers"),
     "design.matrix": ("Scheme",),
     "design.ranks": ("Budget", "Energy"),
-    "design.cost": ("cost",),
-    "train.regularise": ("FrobeniusDecay", "L1", "Scaling", "parameter_groups"),
+    "measure.cost": ("cost",),
+    "train.penalties": ("FrobeniusDecay", "L1", "Scaling", "parameter_groups"),
     "train.masks": ("hold_masks",),
     "postprocess.prune": ("cubic", "energy_share", "lamp", "magnitude", "prune", "relative"),
-    "postprocess.ranks": ("cut_ranks", "share_budget"),
+    "postprocess.rank_cut": ("cut_ranks", "share_budget"),
     "postprocess.recalibrate": ("recalibrate",),
-    "deploy.engine": ("Engine", "compile"),
-    "deploy.file": ("ModelFileError", "load", "save"),
-    "measure.evaluate": ("evaluate",),
-    "zoo.build": ("build",),
+    "capture.compile": ("compile",),
+    "engine.engine": ("Engine",),
+    "modelfile.file": ("ModelFileError", "load", "save"),
+    "measure.accuracy": ("evaluate",),
+    "vision.nets.build": ("build",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
-    from splore.deploy.engine import Engine, compile
-    from splore.deploy.file import ModelFileError, load, save
-    from splore.design.cost import cost
+    from splore.capture.compile import compile
     from splore.design.decompose import Design, Summary, decompose, materialise
     from splore.design.layers import LowRankSparseConv2d, LowRankSparseLinear, decomposed_layers
     from splore.design.matrix import Scheme
     from splore.design.ranks import Budget, Energy
-    from splore.measure.evaluate import evaluate
+    from splore.engine.engine import Engine
+    from splore.measure.accuracy import evaluate
+    from splore.measure.cost import cost
+    from splore.modelfile.file import ModelFileError, load, save
     from splore.postprocess.prune import cubic, energy_share, lamp, magnitude, prune, relative
-    from splore.postprocess.ranks import cut_ranks, share_budget
+    from splore.postprocess.rank_cut import cut_ranks, share_budget
     from splore.postprocess.recalibrate import recalibrate
     from splore.train.masks import hold_masks
-    from splore.train.regularise import L1, FrobeniusDecay, Scaling, parameter_groups
-    from splore.zoo.build import build
+    from splore.train.penalties import L1, FrobeniusDecay, Scaling, parameter_groups
+    from splore.vision.nets.build import build
 
 
 def __getattr__(name: str) -> object:

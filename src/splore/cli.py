@@ -86,14 +86,14 @@ def _explained(error: Exception, command: str) -> str:
         message = error.strerror + (f": {error.filename}" if error.filename else "")
     unknown = re.search(r"unrecognized arguments: --([\w.]+)", message)
     if unknown and command == "run":
-        from splore.recipe_file import unknown_key
+        from splore.runs.recipe_file import unknown_key
 
         return str(unknown_key(unknown.group(1)))
     return message or repr(error)
 
 
 def _run(words: list[str]) -> int:
-    from splore.recipe_file import check_recipe_file, recipe_from, recipe_parser
+    from splore.runs.recipe_file import check_recipe_file, recipe_from, recipe_parser
 
     parser = recipe_parser()
     parser.add_argument("--out", type=str, required=True, help="folder for everything that the run writes")
@@ -150,7 +150,7 @@ def _with_recipe(words: list[str]) -> list[str]:
 def _recipe(words: list[str]) -> int:
     from jsonargparse import ArgumentParser
 
-    from splore.recipe_file import recipe_yaml
+    from splore.runs.recipe_file import recipe_yaml
 
     parser = ArgumentParser(
         prog="splore recipe", description="Prints the default recipe, each key explained.", exit_on_error=False
@@ -180,8 +180,8 @@ def _inspect(words: list[str]) -> int:
 def _evaluate(words: list[str]) -> int:
     from jsonargparse import ArgumentParser
 
-    from splore.recipe import DataRecipe
-    from splore.recipe_file import without_noise
+    from splore.runs.recipe import DataRecipe
+    from splore.runs.recipe_file import without_noise
 
     parser = ArgumentParser(
         prog="splore evaluate", description=evaluate.__doc__, exit_on_error=False, allow_abbrev=False

@@ -8,13 +8,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from splore.output import SUMMARY, check_free, claimed, held, stored_recipe, write_recipe
+from splore.runs.folder import SUMMARY, check_free, claimed, held, stored_recipe, write_recipe
 
 # Whatever imports PyTorch, recipes too, is imported within the commands: help and mistakes are to be answered at once.
 if TYPE_CHECKING:
     from torch import nn
 
-    from splore.recipe import DataRecipe, Recipe
+    from splore.runs.recipe import DataRecipe, Recipe
 
 
 class Misuse(Exception):
@@ -26,8 +26,8 @@ def run(recipe: "Recipe", out: Path, resume: bool = False) -> int:
 
     Nothing is written before the data, the model and the budgets have been found to be possible.
     """
-    from splore.recipe import check
-    from splore.recipe_file import recipe_yaml
+    from splore.runs.recipe import check
+    from splore.runs.recipe_file import recipe_yaml
 
     if resume and any(out.glob("seed-*/")):
         raise Misuse(f"{out} holds the runs of several seeds: name them with --seeds to go on")
@@ -47,7 +47,7 @@ def run(recipe: "Recipe", out: Path, resume: bool = False) -> int:
             return 0
         if resume and first:
             hold.enter_context(held(out))
-        from splore.run import Run
+        from splore.runs.run import Run
         from splore.train.checkpoint import Checkpoints
         from splore.train.loop import Diverged, Stopped
 
@@ -75,9 +75,9 @@ def run_seeds(recipe: "Recipe", seeds: Sequence[int], out: Path, resume: bool = 
 
     `jobs` of them run side by side: by default all on a GPU, and one after the other on a CPU.
     """
-    from splore.recipe import check
-    from splore.recipe_file import recipe_yaml
-    from splore.seeds import Seeds, check_seeds
+    from splore.runs.recipe import check
+    from splore.runs.recipe_file import recipe_yaml
+    from splore.runs.sweep import Seeds, check_seeds
 
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise Misuse("--seeds starts a process for each seed: call splore itself, not by way of torchrun or accelerate")
@@ -109,7 +109,7 @@ def evaluate(file: str, data: "DataRecipe", model: str | None = None, device: Li
     """Classifies the test images with a model file and prints the accuracy."""
     from rich.console import Console
 
-    from splore.run import evaluate_on
+    from splore.runs.run import evaluate_on
 
     score = evaluate_on(_loaded(file, model)[0], data, device)
     top5 = "" if score.top5 is None else f", top-5 {score.top5:.2f} %"
@@ -126,9 +126,9 @@ def inspect(
     as_json: bool = False,
 ) -> int:
     """Prints the table of layers of a model file, or of a net that is named as in a recipe."""
-    from splore.design.cost import cost
+    from splore.measure.cost import cost
     from splore.measure.report import layer_table, show
-    from splore.zoo.build import build, usual_image
+    from splore.vision.nets.build import build, usual_image
 
     if image is not None and (len(image) != 3 or min(image) < 1):
         raise Misuse(f"--image is channels, height and width, found {list(image)}")
@@ -155,8 +155,8 @@ def _loaded(file: str, factory: str | None) -> tuple["nn.Module", str, int]:
 
     `factory` names what builds a net that is neither the zoo's nor a library's.
     """
-    from splore.deploy.file import load, read_structure
-    from splore.zoo.build import build
+    from splore.modelfile.file import load, read_structure
+    from splore.vision.nets.build import build
 
     origin = read_structure(file).origin or {}
     source = str(origin.get("source", ""))
@@ -171,7 +171,7 @@ def _loaded(file: str, factory: str | None) -> tuple["nn.Module", str, int]:
 
 def _check_same(out: Path, recipe: str) -> None:
     """Raises ValueError, naming the keys, where the run in `out` has another recipe."""
-    from splore.recipe_file import changes
+    from splore.runs.recipe_file import changes
 
     differences = changes(stored_recipe(out), recipe)
     if differences:

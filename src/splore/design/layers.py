@@ -193,6 +193,15 @@ def decomposed_layers(model: nn.Module) -> dict[str, LowRankSparse]:
     return {name: module for name, module in model.named_modules() if isinstance(module, LowRankSparse)}
 
 
+def parameter_counts(model: nn.Module) -> tuple[int, int]:
+    """Parameters that `model` holds without any entry of S, and those of the dense net that it stands for."""
+    layers = decomposed_layers(model).values()
+    sparse = sum(layer.S.numel() for layer in layers if layer.S is not None)
+    factors = sum(layer.A.numel() + layer.B.numel() for layer in layers)
+    without = sum(p.numel() for p in model.parameters()) - sparse
+    return without, without - factors + sum(layer.A.shape[0] * layer.B.shape[1] for layer in layers)
+
+
 def _explicit_padding(conv: nn.Conv2d) -> list[int]:
     """The padding as `F.pad` takes it, last dimension first; 'same' puts an odd one at the end, as `nn.Conv2d` does."""
     if conv.padding == "valid":

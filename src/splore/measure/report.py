@@ -13,7 +13,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from splore.design.cost import Cost, LayerCost
+from splore.measure.cost import Cost, LayerCost
 
 _UNBOUNDED = 100_000
 """A width in characters that no table reaches."""

@@ -9,8 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from splore.design.cost import parameter_counts
-from splore.design.layers import LowRankSparse, decomposed_layers
+from splore.design.layers import LowRankSparse, decomposed_layers, parameter_counts
 
 Score = Callable[[LowRankSparse], Tensor]
 """The importance of each entry of a layer's S, a tensor (m, k) of non-negative numbers comparable across layers."""

@@ -7,15 +7,26 @@ checkpoint takes the very steps that an uninterrupted one would have taken.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from splore.data import Batches
+
+class Batches(Protocol):
+    """The training split as the loop reads it; `splore.vision.data.Batches` says more of it."""
+
+    def __len__(self) -> int:
+        """Steps of an epoch."""
+        ...
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The inputs and labels of one epoch from step `start` on, a function of epoch and step alone."""
+        ...
 
 
 class Diverged(RuntimeError):

@@ -1,0 +1,141 @@
+"""The engine: a compressed model, compiled to run on this machine's CPU.
+
+    engine = compile(model, example_input)
+    y = engine(x)                        # a NumPy array gives one, a torch tensor gives one
+    engine.save("net.splore")
+    engine = Engine.load("net.splore")   # needs no torch
+
+This module imports no torch; only `splore.compile` and `Engine.as_module` do.
+"""
+
+import os
+import sys
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import numpy as np
+
+from splore.engine import plan_table, program_file
+from splore.engine.native import usable_cores
+from splore.engine.program import Floats, Program
+from splore.engine.program_segment import ProgramSegment, fastest_ms
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+Images = TypeVar("Images", bound=Any)  # a NumPy array or a torch tensor
+
+
+class TorchSegment(Protocol):
+    """A part of a captured model that stays in torch; `reasons` says why it is no program, by operator."""
+
+    @property
+    def reasons(self) -> Mapping[str, str]: ...
+
+    def __call__(self, x: "Tensor") -> "Tensor":
+        """The result of this part for the images x."""
+        ...
+
+
+class Engine:
+    """Segments that run one after another: programs in native code, and parts of the model in torch.
+
+    `input` and `output` are the shapes of one image: (C, H, W), or (C,). Calls of one engine from several threads wait
+    for each other; those of two engines don't.
+    """
+
+    def __init__(
+        self,
+        segments: "tuple[Program | TorchSegment, ...]",
+        input: tuple[int, ...],
+        output: tuple[int, ...],
+        threads: int | None = None,
+    ) -> None:
+        if threads is not None and threads < 1:
+            raise ValueError(f"expected at least one thread, found {threads}")
+        self.threads = threads or usable_cores()
+        self.input, self.output = input, output
+        self._segments = [ProgramSegment(s, self.threads) if isinstance(s, Program) else s for s in segments]
+        self._dense: tuple[nn.Module, str] | None = None  # the torch model where it wins, and what the timing said
+        self._lock = threading.Lock()
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], threads: int | None = None) -> "Engine":
+        """Reads an engine that `save` wrote; needs no torch. Raises ValueError where the file is not valid."""
+        program = program_file.load(path)
+        input = program.input[:1] if program.flat_input else program.input
+        output = program.output[:1] if program.flat_output else program.output
+        return cls((program,), input, output, threads)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the engine to a file that runs without torch. Raises ValueError where a part of it needs torch."""
+        if len(self._segments) != 1 or not isinstance(self._segments[0], ProgramSegment):
+            in_torch = "\n".join(plan_table.of_torch(s.reasons) for s in self._segments if hasattr(s, "reasons"))
+            raise ValueError(f"a part of this model needs torch, so it can't be saved to run without:\n{in_torch}")
+        program_file.save(self._segments[0].program, path)
+
+    def __call__(self, x: Images) -> Images:
+        """The result (N, ...) for a batch (N, ...) of float32, without gradients. ValueError for any other input."""
+        torch: Any = sys.modules.get("torch")
+        is_tensor = torch is not None and isinstance(x, torch.Tensor)
+        if not is_tensor and not isinstance(x, np.ndarray):
+            raise ValueError(f"expected a NumPy array or a torch tensor, found {type(x).__name__}")
+        is_float = x.dtype == (torch.float32 if is_tensor else np.float32)
+        if not is_float or x.ndim != len(self.input) + 1 or tuple(x.shape[1:]) != self.input:
+            expected = ", ".join(map(str, ("N", *self.input)))
+            raise ValueError(f"expected float32 of shape ({expected}), found {x.dtype} of shape {tuple(x.shape)}")
+        if is_tensor and x.device.type != "cpu":
+            raise ValueError(f"expected a tensor on the CPU, found one on {x.device}")
+        with self._lock:
+            y: Any = torch.from_numpy(self._run(x.detach().numpy())) if is_tensor else self._run(x)
+            return y
+
+    def summary(self) -> str:
+        """What runs where, and how fast: the plan for the batch that ran last, as a table."""
+        parts = [] if self._dense is None else [self._dense[1]]
+        parts += [
+            s.summary() if isinstance(s, ProgramSegment) else plan_table.of_torch(s.reasons) for s in self._segments
+        ]
+        return "\n\n".join(parts)
+
+    def steps(self) -> list[dict]:
+        """The native steps for the batch that ran last: `name`, `kernel`, `ms`, `macs`, `gmacs_per_s`, `peak_share`."""
+        return [step for segment in self._segments if isinstance(segment, ProgramSegment) for step in segment.steps()]
+
+    def as_module(self) -> "nn.Module":
+        """The engine as a module of one operator, `torch.ops.splore.engine`, for torch.compile and torch.export."""
+        from splore.engine.torch_op import EngineModule
+
+        return EngineModule(self)
+
+    def prefer_faster(self, dense: "nn.Module", example_input: "Tensor") -> None:
+        """Times the engine against a torch model that computes the same, and from now on runs the faster one."""
+        x = example_input.detach().numpy()
+        if not len(x) or not any(isinstance(segment, ProgramSegment) for segment in self._segments):
+            return
+        ours, theirs = fastest_ms(lambda: self._run(x), lambda: run_torch(dense, x, self.threads))
+        if theirs < 0.95 * ours:
+            verdict = f"Runs the dense network in torch, {theirs:.3g} ms for a batch of {len(x)}"
+            self._dense = dense, f"{verdict}: the plan below takes {ours:.3g} ms."
+
+    def _run(self, x: Floats) -> Floats:
+        if self._dense is not None:
+            return run_torch(self._dense[0], x, self.threads)
+        for segment in self._segments:
+            x = segment(x) if isinstance(segment, ProgramSegment) else run_torch(segment, x, self.threads)
+        return x
+
+
+def run_torch(module: "nn.Module | TorchSegment", x: Floats, threads: int) -> Floats:
+    """A torch module on a NumPy batch, with that many threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.no_grad():
+            return module(torch.from_numpy(np.require(x, requirements=["C", "W"]))).numpy()
+    finally:
+        torch.set_num_threads(before)

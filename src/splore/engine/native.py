@@ -1,0 +1,269 @@
+"""The native engine from Python: `native/splore.h`, declared once.
+
+Environment: SPLORE_LIBRARY is the path of another library than the installed one; SPLORE_ISA (avx512, avx2 or generic)
+forces an instruction set; SPLORE_PLAN=fast makes plans without timing, for tests.
+"""
+
+import ctypes
+import json
+import os
+import sys
+import threading
+from functools import cache, cached_property
+from pathlib import Path
+
+import numpy as np
+
+from splore.engine.program import (
+    Act,
+    Activate,
+    Add,
+    Affine,
+    Concat,
+    Conv,
+    Flatten,
+    Floats,
+    Indices,
+    Mul,
+    Op,
+    Pool,
+    Program,
+    Scale,
+)
+
+ABI = 1
+_LIBRARY = "libsplore.dylib" if sys.platform == "darwin" else "libsplore.so"
+
+
+class NativeError(OSError):
+    """The native library can't be loaded, or an engine can't do what it was asked; the message says why."""
+
+
+class _Array(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("count", ctypes.c_int64), ("type", ctypes.c_int64)]
+
+
+class _Program(ctypes.Structure):
+    _fields_ = [
+        ("input", ctypes.c_int64 * 3),
+        ("op_count", ctypes.c_int64),
+        ("ops", ctypes.POINTER(ctypes.c_int64)),
+        ("input_count", ctypes.c_int64),
+        ("inputs", ctypes.POINTER(ctypes.c_int64)),
+        ("array_count", ctypes.c_int64),
+        ("arrays", ctypes.POINTER(_Array)),
+    ]
+
+
+_FLOAT32, _UINT32 = 0, 1
+
+# The words of an operation, in the header's order.
+_WORDS = [
+    "kind", "act", "inputs_begin", "inputs_count", "outputs", "kernel_h", "kernel_w", "stride_h", "stride_w", "pad_top",
+    "pad_left", "pad_bottom", "pad_right", "dilation_h", "dilation_w", "groups", "count_pad", "rank", "bias", "dense",
+    "A", "B", "values", "columns", "rows", "scale", "shift",
+]  # fmt: skip
+_ARRAYS = _WORDS[_WORDS.index("bias") :]
+_CONV, _MAX_POOL, _AVG_POOL, _ADD, _MUL, _ACTIVATE, _AFFINE, _CONCAT, _FLATTEN = range(9)
+_ACTS = (Act.NONE, Act.RELU, Act.RELU6, Act.SILU, Act.SIGMOID, Act.HARDSWISH, Act.HARDSIGMOID, Act.GELU)
+
+
+def library_path() -> Path:
+    """Where the native library is: what SPLORE_LIBRARY names, or the first one found beside this module or, for an
+    editable install, which keeps what it builds apart from the sources, in this package's place on sys.path."""
+    name = os.environ.get("SPLORE_LIBRARY")
+    if name:
+        return Path(name)
+    beside = Path(__file__).parent / "_native" / _LIBRARY
+    installed = (Path(entry) / "splore" / "engine" / "_native" / _LIBRARY for entry in sys.path)
+    return next((path for path in (beside, *installed) if path.is_file()), beside)
+
+
+@cache
+def load_library() -> ctypes.CDLL:
+    """The native library with its functions declared. Raises NativeError where it can't be loaded."""
+    path = library_path()
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise NativeError(f"the native engine can't be loaded from {path}: {error}") from error
+    engine, text, size = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t
+    declared = {
+        "splore_abi": (ctypes.c_int,),
+        "splore_create": (ctypes.c_int, ctypes.POINTER(_Program), text, ctypes.POINTER(engine), text, size),
+        "splore_force": (ctypes.c_int, engine, text, text, size),
+        "splore_plan": (ctypes.c_int, engine, ctypes.c_int64, ctypes.c_int64, text, size),
+        "splore_run": (ctypes.c_int, engine, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, text, size),
+        "splore_isa": (text, engine),
+        "splore_workspace": (ctypes.c_int64, engine),
+        "splore_packed": (ctypes.c_int64, engine),
+        "splore_peak": (ctypes.c_double, engine),
+        "splore_table": (ctypes.c_int64, engine, text, ctypes.c_int64),
+        "splore_destroy": (None, engine),
+    }
+    for name, (result, *arguments) in declared.items():
+        try:
+            function = getattr(library, name)
+        except AttributeError as error:
+            raise NativeError(f"{path} is not a library of this engine: it has no {name}") from error
+        function.restype, function.argtypes = result, arguments
+    if library.splore_abi() != ABI:
+        raise NativeError(f"{path} has the interface {library.splore_abi()}, expected {ABI}: build it again")
+    return library
+
+
+class NativeProgram:
+    """A program in the native engine. It may be used by several threads; its runs then follow one another.
+
+    `isa` is avx512, avx2 or generic; None takes SPLORE_ISA, or the best that the machine has. Raises NativeError where
+    the library can't be loaded, or has no such instruction set.
+    """
+
+    def __init__(self, program: Program, isa: str | None = None) -> None:
+        self.program = program  # the engine reads its arrays as long as it lives
+        self._library = load_library()
+        self._engine = ctypes.c_void_p()
+        self._planned = False
+        self._lock = threading.Lock()
+        raw, keep = _raw(program)
+        chosen = os.environ.get("SPLORE_ISA", "") if isa is None else isa
+        self._call("splore_create", ctypes.byref(raw), chosen.encode(), ctypes.byref(self._engine))
+        del keep
+
+    def plan(self, batch: int, threads: int) -> None:
+        """Chooses the kernels for a batch size and a number of threads by timing them: moments for a small network,
+        seconds for a large one. Later runs use so many threads."""
+        self._call("splore_plan", self._engine, batch, threads)
+        self._planned = True
+
+    def force(self, kernel: str) -> None:
+        """For tests: later plans take, of each operation's kernels, only those whose description contains `kernel`."""
+        self._call("splore_force", self._engine, kernel.encode())
+
+    def run(self, x: Floats) -> Floats:
+        """The output (N, C', H', W') for the images x (N, C, H, W); N may be 0. A batch without a plan gets one."""
+        if x.ndim != 4 or x.shape[1:] != tuple(self.program.input):
+            expected = ", ".join(map(str, self.program.input))
+            raise ValueError(f"expected images of shape (N, {expected}), found {x.shape}")
+        x = np.ascontiguousarray(x, np.float32)
+        y = np.empty((len(x), *self.program.output), np.float32)
+        if not len(x):
+            return y
+        if not self._planned:
+            with self._lock:
+                if not self._planned:
+                    self.plan(len(x), usable_cores())
+        self._call("splore_run", self._engine, x.ctypes.data, y.ctypes.data, len(x))
+        return y
+
+    def table(self) -> list[dict]:
+        """The last plan, a row for each step: the operation `op` (-1 is the way in, -2 the way out) and its `name`, the
+        `kernel`, the `images` and `threads` of a step, `ms`, `macs` (multiply-adds done), `gmacs_per_s`, and
+        `peak_share`, the part of what these threads could do if nothing had to be loaded."""
+        size = self._library.splore_table(self._engine, None, 0)
+        text = ctypes.create_string_buffer(size)
+        self._library.splore_table(self._engine, text, size)
+        rows = json.loads(text.value)
+        for row in rows:
+            nanoseconds = row.pop("nanoseconds")
+            row["ms"] = nanoseconds / 1e6
+            row["gmacs_per_s"] = row["macs"] / nanoseconds if nanoseconds else 0.0
+            row["peak_share"] = row["gmacs_per_s"] / (row["threads"] * self.peak)
+            row["name"] = self.program.ops[row["op"]].name if row["op"] >= 0 else row["kernel"]
+        return rows
+
+    @cached_property
+    def peak(self) -> float:
+        """10^9 multiply-adds a second that one thread reaches out of registers alone, measured when first asked for."""
+        return self._library.splore_peak(self._engine)
+
+    @property
+    def isa(self) -> str:
+        """avx512, avx2 or generic."""
+        return self._library.splore_isa(self._engine).decode()
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Activations and scratch of a run, the most of all plans so far; without the weights."""
+        return self._library.splore_workspace(self._engine)
+
+    @property
+    def packed_bytes(self) -> int:
+        """The weights as the plans have packed them."""
+        return self._library.splore_packed(self._engine)
+
+    def _call(self, name: str, *arguments: object) -> None:
+        error = ctypes.create_string_buffer(500)
+        if getattr(self._library, name)(*arguments, error, len(error)):
+            raise NativeError(error.value.decode(errors="replace"))
+
+    def __del__(self) -> None:
+        if getattr(self, "_engine", None):
+            self._library.splore_destroy(self._engine)
+
+
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _raw(program: Program) -> tuple[_Program, list]:
+    """The program as the header wants it, and what must stay alive during the call."""
+    arrays: list[Floats | Indices] = []
+    inputs: list[int] = []
+    words = np.zeros((len(program.ops), len(_WORDS)), np.int64)
+    words[:, [_WORDS.index(name) for name in _ARRAYS]] = -1
+
+    for row, op in zip(words, program.ops, strict=True):
+        for name, value in _words(op).items():
+            if isinstance(value, np.ndarray):
+                arrays.append(value)
+                value = len(arrays) - 1
+            row[_WORDS.index(name)] = value
+        row[_WORDS.index("inputs_begin")], row[_WORDS.index("inputs_count")] = len(inputs), len(op.inputs)
+        inputs.extend(op.inputs)
+
+    raw_arrays = (_Array * max(1, len(arrays)))(
+        *(_Array(a.ctypes.data, a.size, _FLOAT32 if a.dtype == np.float32 else _UINT32) for a in arrays)
+    )
+    raw_inputs = (ctypes.c_int64 * len(inputs))(*inputs)
+    raw = _Program(
+        (ctypes.c_int64 * 3)(*program.input),
+        len(program.ops),
+        words.ctypes.data_as(ctypes.POINTER(ctypes.c_int64)),
+        len(inputs),
+        ctypes.cast(raw_inputs, ctypes.POINTER(ctypes.c_int64)),
+        len(arrays),
+        ctypes.cast(raw_arrays, ctypes.POINTER(_Array)),
+    )
+    return raw, [words, raw_inputs, raw_arrays]
+
+
+def _words(op: Op) -> dict[str, int | Floats | Indices]:
+    """The words of an operation that are not zero, or not absent."""
+    act = _ACTS.index(getattr(op, "act", Act.NONE))
+    if isinstance(op, Conv):
+        window = _window(op.kernel, op.stride, op.pad) | {"dilation_h": op.dilation[0], "dilation_w": op.dilation[1]}
+        parts = {name: getattr(op.weight, name) for name in ("dense", "A", "B", "values", "columns", "rows")}
+        return {
+            "kind": _CONV, "act": act, "outputs": op.bias.size, "groups": op.groups, "bias": op.bias,
+            "rank": 0 if op.weight.A is None else op.weight.A.shape[1],
+            **window, **{name: part for name, part in parts.items() if part is not None}, **_scale(op.pre),
+        }  # fmt: skip
+    if isinstance(op, Pool):
+        window = _window(op.kernel, op.stride, op.pad) | {"dilation_h": 1, "dilation_w": 1}
+        kind = _MAX_POOL if op.mode == "max" else _AVG_POOL
+        return {"kind": kind, "count_pad": int(op.count_include_pad), **window}
+    if isinstance(op, Affine):
+        return {"kind": _AFFINE, "act": act, **_scale(op.factors)}
+    kinds = {Add: _ADD, Mul: _MUL, Activate: _ACTIVATE, Concat: _CONCAT, Flatten: _FLATTEN}
+    return {"kind": kinds[type(op)], "act": act}
+
+
+def _window(kernel: tuple[int, int], stride: tuple[int, int], pad: tuple[int, int, int, int]) -> dict[str, int]:
+    names = ["kernel_h", "kernel_w", "stride_h", "stride_w", "pad_top", "pad_left", "pad_bottom", "pad_right"]
+    return dict(zip(names, (*kernel, *stride, *pad), strict=True))
+
+
+def _scale(factors: Scale | None) -> dict[str, Floats]:
+    return {} if factors is None else {"scale": factors.scale, "shift": factors.shift}

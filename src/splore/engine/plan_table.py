@@ -1,0 +1,86 @@
+"""The plan of an engine as a text: one line for each operation."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from splore.engine.program import Conv, Op, Pool, Program, Shape
+
+
+def of_program(program: Program, heading: str, steps: Iterable[Mapping[str, Any]]) -> str:
+    """Each operation with its output, its weight, the kernel that was chosen, ms, and multiply-adds a second, also as a
+    share of what the threads could do if nothing had to be loaded.
+
+    `steps` is the table of the native program; an operation may take several steps, or share one with another.
+    """
+    by_op: dict[object, list[Mapping[str, Any]]] = {}
+    for step in steps:
+        by_op.setdefault(step["op"], []).append(step)
+    rows = [("operation", "name", "output", "weight", "kernel", "ms", "GMAC/s", "of peak")]
+    for step in by_op.get(-1, []):
+        rows.append((str(step["kernel"]), "", "x".join(map(str, program.input)), "", "", *_speed([step])))
+    for index, (op, shape) in enumerate(zip(program.ops, program.shapes[1:], strict=True)):
+        own = by_op.get(index, [])
+        kernel = "; ".join(str(step["kernel"]) for step in own)
+        rows.append(
+            (
+                _kind(op),
+                op.name,
+                "x".join(map(str, shape)),
+                _weight(op, program.shapes[op.inputs[0]]),
+                kernel,
+                *_speed(own),
+            )
+        )
+    for step in by_op.get(-2, []):
+        rows.append((str(step["kernel"]), "", "x".join(map(str, program.output)), "", "", *_speed([step])))
+    total = sum(float(step["ms"]) for own in by_op.values() for step in own)
+    last = f"{len(program.ops)} operations, {program.multiply_adds / 1e6:.4g} M stored multiply-adds an image"
+    return "\n".join([heading, *_aligned(rows), last + (f", {total:.4g} ms in all" if by_op else "")])
+
+
+def _speed(steps: Sequence[Mapping[str, Any]]) -> tuple[str, str, str]:
+    """ms, 10^9 multiply-adds a second and the share of the peak of an operation's steps."""
+    ms, macs = (sum(float(step[key]) for step in steps) for key in ("ms", "macs"))
+    if not macs or not ms:
+        return (_number(ms) if steps else ""), "", ""
+    share = sum(step["ms"] * step["peak_share"] for step in steps) / ms
+    return _number(ms), _number(macs / ms / 1e6), f"{100 * share:.0f} %"
+
+
+def of_torch(reasons: Mapping[str, str]) -> str:
+    """A part of the model that runs in torch, with the reasons."""
+    return "\n".join(["In torch:", *(f"  {operator}: {reason}" for operator, reason in reasons.items())])
+
+
+def _kind(op: Op) -> str:
+    kind = type(op).__name__.lower()
+    if isinstance(op, Conv):
+        kind = f"{kind} {op.kernel[0]}x{op.kernel[1]}" + (f" /{max(op.stride)}" if max(op.stride) > 1 else "")
+        kind = ("pre + " if op.pre is not None else "") + kind + (" + add" if len(op.inputs) == 2 else "")
+    elif isinstance(op, Pool):
+        kind = f"{op.mode} pool {op.kernel[0]}x{op.kernel[1]}"
+    act = getattr(op, "act", None)
+    return kind + (f" + {act.value}" if act is not None and act.value != "none" else "")
+
+
+def _weight(op: Op, input: Shape) -> str:
+    if not isinstance(op, Conv):
+        return ""
+    weight, parts = op.weight, []
+    if weight.dense is not None:
+        parts.append("dense")
+    if weight.A is not None:
+        parts.append(f"rank {weight.A.shape[1]}")
+    if weight.values is not None:
+        size = op.bias.size * input[0] * op.kernel[0] * op.kernel[1]
+        parts.append(f"{100 * weight.values.size / size:.3g} %")
+    return " + ".join(parts)
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

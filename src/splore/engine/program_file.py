@@ -1,0 +1,216 @@
+"""A program as a safetensors file that loads without torch.
+
+The tensors are the arrays of the operations, named `<index of the operation>.<array>`: `3.dense`, `3.bias`,
+`3.pre.scale`.
+The metadata of the file holds two texts:
+
+- `splore.program`: JSON with `version`, `input` (C, H, W), `flat_input`, `flat_output` and `ops`, a list of objects
+  with `op` and the attributes of that operation;
+- `splore.checksum`: SHA-256 of that JSON and of every tensor, in the order of their names.
+
+`load` trusts nothing: a file that is cut, altered or built to harm raises ValueError before anything runs. What it
+allocates is bounded by the size of the file.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as to_bytes
+
+from splore.engine.program import (
+    Act,
+    Activate,
+    Add,
+    Affine,
+    Concat,
+    Conv,
+    Flatten,
+    Mul,
+    Op,
+    Pool,
+    Program,
+    Scale,
+    Weight,
+    arrays,
+)
+
+VERSION = 1
+PROGRAM, CHECKSUM = "splore.program", "splore.checksum"
+
+KINDS: dict[str, type] = {
+    "conv": Conv, "pool": Pool, "add": Add, "mul": Mul, "activate": Activate, "affine": Affine, "concat": Concat,
+    "flatten": Flatten,
+}  # fmt: skip
+WEIGHT = tuple(field.name for field in fields(Weight))
+ARRAYS = {Conv: (*WEIGHT, "bias", "pre.scale", "pre.shift"), Affine: ("scale", "shift")}
+
+
+def save(program: Program, path: str | os.PathLike[str]) -> None:
+    """Writes the program; whoever reads the path meanwhile sees the old file or the new one, never a part."""
+    path = Path(path)
+    structure = json.dumps(describe(program), separators=(",", ":"))
+    tensors = {f"{i}.{name}": array for i, op in enumerate(program.ops) for name, array in arrays(op)}
+    data = to_bytes(tensors, {PROGRAM: structure, CHECKSUM: checksum(structure, tensors)})
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def load(path: str | os.PathLike[str]) -> Program:
+    """Reads and checks a whole program. ValueError says what is wrong with the file; OSError where it can't be read."""
+    try:
+        with safe_open(os.fspath(path), framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {}
+            for name in file.keys():  # noqa: SIM118 - it is no dict
+                if file.get_slice(name).get_dtype() not in ("F32", "U32"):
+                    raise ValueError(f"tensor {name!r} must be F32 or U32, found {file.get_slice(name).get_dtype()}")
+                tensors[name] = file.get_tensor(name)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    try:
+        return _program(metadata, tensors)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a valid program: {error}") from error
+
+
+def describe(program: Program) -> dict[str, Any]:
+    """The structure of a program without its arrays, as JSON holds it."""
+    names = {kind: name for name, kind in KINDS.items()}
+    ops = [
+        {"op": names[type(op)]} | {f.name: getattr(op, f.name) for f in fields(op) if f.name in READERS}
+        for op in program.ops
+    ]
+    return {
+        "version": VERSION, "input": program.input, "flat_input": program.flat_input,
+        "flat_output": program.flat_output, "ops": ops,
+    }  # fmt: skip
+
+
+def checksum(structure: str, tensors: Mapping[str, NDArray]) -> str:
+    """SHA-256 over the JSON text and every tensor's name, type, shape and bytes, in the order of the names."""
+    digest = hashlib.sha256(structure.encode())
+    for name in sorted(tensors):
+        array = tensors[name]
+        digest.update(f"\n{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _program(metadata: Mapping[str, str], tensors: dict[str, NDArray]) -> Program:
+    text = metadata.get(PROGRAM)
+    if text is None:
+        raise ValueError(f"no {PROGRAM!r} in its metadata; was it written by Engine.save?")
+    try:
+        structure = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("the JSON is nested too deeply") from error
+    if not isinstance(structure, dict):
+        raise ValueError(f"expected a JSON object, found {type(structure).__name__}")
+    version = structure.get("version")
+    if type(version) is not int or version != VERSION:
+        raise ValueError(f"expected version {VERSION}, found {version!r:.80}; was it written by a newer splore?")
+    if metadata.get(CHECKSUM) != checksum(text, tensors):
+        raise ValueError("the checksum does not match: the file was altered or damaged")
+    _expect_keys(structure, {"version", "input", "flat_input", "flat_output", "ops"})
+    c, height, width = _ints(structure["input"], 3)
+    flags = {key: _bool(structure[key]) for key in ("flat_input", "flat_output")}
+    if not isinstance(structure["ops"], list):
+        raise ValueError(f"ops must be a list, found {type(structure['ops']).__name__}")
+    ops = tuple(_operation(index, op, tensors) for index, op in enumerate(structure["ops"]))
+    if tensors:
+        raise ValueError(f"tensors that no operation uses: {', '.join(map(repr, sorted(tensors)[:5]))}")
+    return Program((c, height, width), ops, **flags)
+
+
+def _operation(index: int, text: object, tensors: dict[str, NDArray]) -> Op:
+    """One operation from its JSON object and its arrays, which it takes out of `tensors`."""
+    try:
+        if not isinstance(text, dict):
+            raise ValueError(f"expected a JSON object, found {type(text).__name__}")
+        kind = KINDS.get(text["op"]) if isinstance(text.get("op"), str) else None
+        if kind is None:
+            raise ValueError(f"op must be one of {', '.join(KINDS)}, found {text.get('op')!r}")
+        attributes = [field.name for field in fields(kind) if field.name in READERS]
+        _expect_keys(text, {"op", *attributes})
+        found: dict[str, Any] = {name: READERS[name](text[name]) for name in attributes}
+        parts = {name: tensors.pop(f"{index}.{name}", None) for name in ARRAYS.get(kind, ())}
+        if kind is Conv:
+            found["bias"] = _present("bias", parts)
+            found["weight"] = Weight(**{name: parts[name] for name in WEIGHT})
+            if parts["pre.scale"] is not None or parts["pre.shift"] is not None:
+                found["pre"] = Scale(_present("pre.scale", parts), _present("pre.shift", parts))
+        elif kind is Affine:
+            found["factors"] = Scale(_present("scale", parts), _present("shift", parts))
+        return kind(**found)
+    except ValueError as error:
+        raise ValueError(f"operation {index}: {error}") from error
+
+
+def _present(name: str, parts: Mapping[str, NDArray | None]) -> NDArray:
+    array = parts[name]
+    if array is None:
+        raise ValueError(f"its tensor {name!r} is missing")
+    return array
+
+
+def _expect_keys(found: dict, expected: set[str]) -> None:
+    if found.keys() != expected:
+        missing, unknown = sorted(expected - found.keys()), sorted(found.keys() - expected)
+        raise ValueError(f"attributes missing: {missing}, unknown: {unknown}")
+
+
+def _ints(numbers: object, length: int | None = None) -> tuple[int, ...]:
+    if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
+        raise ValueError(f"expected a list of integers, found {numbers!r:.80}")
+    if length is not None and len(numbers) != length:
+        raise ValueError(f"expected {length} integers, found {len(numbers)}")
+    return tuple(numbers)
+
+
+def _bool(flag: object) -> bool:
+    if not isinstance(flag, bool):
+        raise ValueError(f"expected true or false, found {flag!r:.80}")
+    return flag
+
+
+def _int(number: object) -> int:
+    return _ints([number])[0]
+
+
+def _text(text: object) -> str:
+    if not isinstance(text, str):
+        raise ValueError(f"expected a text, found {text!r:.80}")
+    return text
+
+
+def _act(text: object) -> Act:
+    return Act(_text(text))
+
+
+READERS: dict[str, Callable[[Any], Any]] = {
+    "name": _text, "inputs": _ints, "kernel": lambda v: _ints(v, 2), "stride": lambda v: _ints(v, 2),
+    "pad": lambda v: _ints(v, 4), "dilation": lambda v: _ints(v, 2), "groups": _int, "act": _act, "mode": _text,
+    "count_include_pad": _bool,
+}  # fmt: skip

@@ -1,0 +1,198 @@
+"""What a network costs: parameters, multiply-adds and bytes, per layer and whole, dense beside compressed.
+
+For a decomposed layer the dense cost is that of the layer it stands for; for any other layer both are the same.
+
+- Parameters are `nn.Parameter`s. A decomposed layer has r (m + k) of them in A and B, the non-zeros of S and its bias.
+- Multiply-adds (MACs) are counted for one image, see `splore.measure.macs`.
+- Bytes are those of the tensors in the model file, with the positions of the non-zeros of S, without its header.
+"""
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from splore.design.layers import LowRankSparse
+from splore.design.matrix import Scheme, matrix_shape
+from splore.measure.macs import Work, multiply_adds
+from splore.modelfile.packed import pack
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """The cost of one module's own tensors and work.
+
+    Attributes:
+        name: where the module is in the model; empty for the model itself.
+        kind: the class of the layer, of the dense one where it is decomposed.
+        shape: the dense weight's shape, or None for what is neither a convolution nor a linear layer.
+        scheme, rank: of a decomposed layer, otherwise None.
+        nnz: non-zeros of S, or None for a layer without a sparse part.
+        density: nnz as a share of the entries of S, from 0 to 1, or None.
+        params, dense_params: parameters.
+        macs, dense_macs: multiply-adds per image.
+        bytes, dense_bytes: bytes in the model file.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...] | None
+    scheme: Scheme | None
+    rank: int | None
+    nnz: int | None
+    density: float | None
+    params: int
+    dense_params: int
+    macs: int
+    dense_macs: int
+    bytes: int
+    dense_bytes: int
+
+    @property
+    def params_kept(self) -> float:
+        """Parameters as a fraction of the dense layer's."""
+        return _kept(self.params, self.dense_params)
+
+    @property
+    def macs_kept(self) -> float:
+        """Multiply-adds as a fraction of the dense layer's."""
+        return _kept(self.macs, self.dense_macs)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of a network: one entry per module that has tensors of its own, in the model's order, and the sums."""
+
+    layers: tuple[LayerCost, ...]
+
+    @property
+    def params(self) -> int:
+        """Parameters of the network as it is."""
+        return sum(layer.params for layer in self.layers)
+
+    @property
+    def dense_params(self) -> int:
+        """Parameters of the dense network."""
+        return sum(layer.dense_params for layer in self.layers)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds per image of the network as it is."""
+        return sum(layer.macs for layer in self.layers)
+
+    @property
+    def dense_macs(self) -> int:
+        """Multiply-adds per image of the dense network."""
+        return sum(layer.dense_macs for layer in self.layers)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all tensors in the model file of the network as it is."""
+        return sum(layer.bytes for layer in self.layers)
+
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of all tensors of the dense network."""
+        return sum(layer.dense_bytes for layer in self.layers)
+
+    @property
+    def params_kept(self) -> float:
+        """Parameters as a fraction of the dense network's."""
+        return _kept(self.params, self.dense_params)
+
+    @property
+    def macs_kept(self) -> float:
+        """Multiply-adds as a fraction of the dense network's."""
+        return _kept(self.macs, self.dense_macs)
+
+    @property
+    def bytes_kept(self) -> float:
+        """Bytes as a fraction of the dense network's."""
+        return _kept(self.bytes, self.dense_bytes)
+
+    def as_dict(self) -> dict:
+        """The sums and the layers in types that JSON has."""
+        return {
+            "dense": {"params": self.dense_params, "macs": self.dense_macs, "bytes": self.dense_bytes},
+            "compressed": {
+                "params": self.params,
+                "macs": self.macs,
+                "bytes": self.bytes,
+                "params_kept": self.params_kept,
+                "macs_kept": self.macs_kept,
+                "bytes_kept": self.bytes_kept,
+            },
+            "layers": [
+                asdict(layer) | {"scheme": layer.scheme and layer.scheme.value, "shape": layer.shape and [*layer.shape]}
+                for layer in self.layers
+            ],
+        }
+
+
+@torch.no_grad()
+def cost(model: nn.Module, input_shape: tuple[int, ...]) -> Cost:
+    """Counts what `model` costs on one image of `input_shape`, usually (channels, height, width).
+
+    The model runs once, in evaluation mode, on zeros; it is left as it was found. Shared tensors count once, where
+    they come first.
+
+    Raises:
+        ValueError: the model doesn't run on such an input.
+    """
+    model = getattr(model, "_orig_mod", model)
+    work = multiply_adds(model, input_shape)
+    seen: set[int] = set()
+    layers = []
+    for name, module in model.named_modules():
+        own = [t for t in _own_tensors(module) if id(t) not in seen]
+        seen.update(id(t) for t in own)
+        counted = isinstance(module, LowRankSparse | _ConvNd | nn.Linear)
+        if own or counted:
+            layers.append(_layer_cost(name, module, own, work.get(id(module), Work(0, 0))))
+    return Cost(tuple(layers))
+
+
+def _layer_cost(name: str, module: nn.Module, own: list[Tensor], work: Work) -> LayerCost:
+    params = sum(t.numel() for t in own if isinstance(t, nn.Parameter))
+    size = sum(t.nbytes for t in own)
+    kind = type(module).__name__.removeprefix("LowRankSparse")
+    if not isinstance(module, LowRankSparse):
+        weight = module.weight if isinstance(module, _ConvNd | nn.Linear) else None
+        shape = None if weight is None else tuple(weight.shape)
+        return LayerCost(
+            name, kind, shape, None, None, None, None, params, params, work.macs, work.dense_macs, size, size
+        )
+    m, k = matrix_shape(module.weight_shape, module.scheme)
+    sparse = [t for t in own if t is module.S or t is module.mask]
+    factors = [t for t in own if t is module.A or t is module.B]
+    rest = params - sum(t.numel() for t in (*sparse, *factors) if isinstance(t, nn.Parameter))
+    rest_bytes = size - sum(t.nbytes for t in (*sparse, *factors))
+    packed = pack(module)
+    nnz = None if packed is None else packed.support.count
+    return LayerCost(
+        name=name,
+        kind=kind,
+        shape=module.weight_shape,
+        scheme=module.scheme,
+        rank=module.rank,
+        nnz=nnz,
+        density=None if nnz is None else nnz / (m * k),
+        params=rest + sum(t.numel() for t in factors) + (nnz or 0),
+        dense_params=rest + m * k,
+        macs=work.macs,
+        dense_macs=work.dense_macs,
+        bytes=rest_bytes + sum(t.nbytes for t in factors) + (0 if packed is None else packed.nbytes),
+        dense_bytes=rest_bytes + m * k * module.A.element_size(),
+    )
+
+
+def _own_tensors(module: nn.Module) -> list[Tensor]:
+    """The parameters and stored buffers of a module without those of its children, each once."""
+    stored = {name: b for name, b in module._buffers.items() if name not in module._non_persistent_buffers_set}
+    tensors = [t for t in (*module._parameters.values(), *stored.values()) if t is not None]
+    return list({id(t): t for t in tensors}.values())
+
+
+def _kept(part: int, whole: int) -> float:
+    return part / whole if whole else 1.0

@@ -1,0 +1,229 @@
+"""The model file: one safetensors file that holds a compressed network, and nothing that could run.
+
+Its tensors are described in `splore.modelfile.state`. The safetensors metadata has one entry, "splore", a JSON text
+with
+
+- `format` "splore" and `version`;
+- `structure`, see `splore.modelfile.structure`;
+- `sha256` of the whole file, taken with zeros in the place of these 64 digits.
+
+Whether parameters are trained (`requires_grad`) and the training mode are not part of the file.
+"""
+
+import hashlib
+import json
+import os
+import re
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+
+from splore.modelfile.state import check, restore, to_tensors
+from splore.modelfile.structure import ModelFileError, Structure, from_json, join, to_json
+
+if TYPE_CHECKING:
+    from splore.vision.nets.build import Origin
+
+FORMAT = "splore"
+VERSION = 1
+_UNSIGNED = "0" * 64
+"""What stands in the place of the digest while it is taken."""
+_DIGEST = re.compile(rb'\\"sha256\\":\\"([0-9a-f]{64})\\"')
+"""The digest as it stands in the header, within the JSON text that is itself a JSON string."""
+
+
+def save(model: nn.Module, path: str | os.PathLike, source: "Origin | None" = None) -> None:
+    """Writes a network, decomposed or not, to one file. Whole or not at all: what was at `path` stays until the end.
+
+    Args:
+        model: the network; it is left as it is.
+        path: the file to write, usually `*.safetensors`.
+        source: where the net came from; taken from `model.origin` by default. With it `load` can build the net itself.
+
+    Raises:
+        ValueError: the model's state holds something that is not a plain tensor.
+        OSError: the file could not be written; an earlier file at `path` is whole.
+    """
+    _write(Path(os.path.realpath(path)), *_serialised(model, source))
+
+
+def load(path: str | os.PathLike, model: nn.Module | None = None) -> nn.Module:
+    """Reads a network that `save` wrote: the same state, bit for bit.
+
+    Args:
+        path: the file.
+        model: a fresh dense network of the same architecture. Its layers are replaced in place by decomposed ones,
+            its tensors are set, on its device and in the file's dtypes, and it is what is returned (unless it is
+            itself the one layer to replace). None: the net is built, if it came from the zoo, torchvision or timm.
+
+    Raises:
+        ModelFileError: the file is missing, truncated, altered, foreign or newer than this splore, or belongs to
+            another network. `model` is then untouched.
+    """
+    structure, tensors = _read(path)
+    return restore(_built(structure, tensors) if model is None else model, structure, tensors)
+
+
+def read_structure(path: str | os.PathLike) -> Structure:
+    """The structure of a model file without its network. Raises ModelFileError as `load` does."""
+    return _read(path)[0]
+
+
+def file_bytes(model: nn.Module) -> int:
+    """Bytes of the file that `save` would write."""
+    return sum(len(part) for part in _serialised(model, None))
+
+
+def dense_bytes(model: nn.Module) -> int:
+    """Bytes of a plain safetensors file of the dense network that `model` stands for."""
+    structure, tensors = to_tensors(_plain(model))
+    for layer in structure.layers:
+        name = layer.names[0]
+        weight = torch.empty(layer.shape, dtype=tensors[join(name, "A")].dtype)
+        parts = {join(name, part) for part in ("A", "B", "S.values", "S.support", "S.mask", "S.negative_zeros")}
+        tensors = {key: t for key, t in tensors.items() if key not in parts} | {join(name, "weight"): weight}
+    return len(to_safetensors(tensors))
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    """The network itself where `torch.compile` wrapped it."""
+    return getattr(model, "_orig_mod", model)
+
+
+def _serialised(model: nn.Module, source: "Origin | None") -> tuple[bytes, memoryview]:
+    """The file in two parts, the first of which ends with the digest."""
+    model = _plain(model)
+    structure, tensors = to_tensors(model)
+    structure = replace(structure, origin=_origin(model) if source is None else asdict(source))
+    text = {"format": FORMAT, "version": VERSION, "sha256": _UNSIGNED, "structure": to_json(structure)}
+    try:
+        data = to_safetensors(tensors, {FORMAT: json.dumps(text, separators=(",", ":"))})
+    except (KeyError, ValueError, SafetensorError) as error:
+        raise ValueError(f"the model's state can't be written as safetensors: {error}") from error
+    digest = _DIGEST.search(data)
+    assert digest is not None
+    signed = data[: digest.start(1)] + hashlib.sha256(data).hexdigest().encode()
+    return signed, memoryview(data)[digest.end(1) :]
+
+
+def _origin(model: nn.Module) -> dict | None:
+    """What `splore.vision.nets.build` noted on the network; not any other attribute of that name."""
+    if not hasattr(model, "origin"):
+        return None
+    from splore.vision.nets.build import Origin
+
+    return asdict(model.origin) if isinstance(model.origin, Origin) else None
+
+
+def _write(path: Path, *parts: bytes | memoryview) -> None:
+    """Writes a file whole or not at all, by way of a temporary one in the same folder."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        message = f"the model file could not be written ({error.strerror}); what was there before is whole"
+        raise OSError(error.errno, message, str(path)) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _read(path: str | os.PathLike) -> tuple[Structure, dict[str, Tensor]]:
+    """The structure and the tensors of a file whose digest is right; the tensors are views of the file."""
+    if not Path(path).is_file():
+        found = "something that is not a file" if Path(path).exists() else "nothing"
+        raise ModelFileError(f"expected a model file at {str(path)!r}, found {found}: check the path")
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(FORMAT)
+            structure = _checked(path, text)
+            return structure, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ModelFileError(
+            f"expected a whole safetensors file at {str(path)!r}, found one that can't be read ({error}): "
+            "it is truncated, altered or of another kind; get the file anew"
+        ) from error
+
+
+def _checked(path: str | os.PathLike, text: str | None) -> Structure:
+    """The structure in the metadata, once format, version and digest are right."""
+    try:
+        content = json.loads(text) if text is not None else None
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ModelFileError(
+            f"expected a model that splore saved at {str(path)!r}, found a safetensors file without its description: "
+            "load it with the program that wrote it"
+        )
+    version = content.get("version")
+    if type(version) is not int or not 1 <= version <= VERSION:
+        raise ModelFileError(
+            f"expected a model file of version {VERSION} or below at {str(path)!r}, found {str(version)[:20]}: "
+            "it needs a newer splore"
+        )
+    digest = _digest(path)
+    if digest is None or content.get("sha256") != digest:
+        raise ModelFileError(
+            f"expected the contents that were saved at {str(path)!r}, found others (the SHA-256 differs): "
+            "the file was altered or damaged; get it anew"
+        )
+    return from_json(content.get("structure"))
+
+
+def _digest(path: str | os.PathLike) -> str | None:
+    """The SHA-256 of a file with zeros in the place of the one that its header states; None where it states none."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        file.seek(0)
+        header = file.read(8 + length)
+        stated = _DIGEST.search(header)
+        if stated is None:
+            return None
+        unsigned = header[: stated.start(1)] + _UNSIGNED.encode() + header[stated.end(1) :]
+        digest = hashlib.sha256(unsigned)
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _built(structure: Structure, tensors: dict[str, Tensor]) -> nn.Module:
+    """The dense network that the file names, from the zoo, torchvision or timm."""
+    from splore.vision.nets.build import Origin, rebuild
+
+    if structure.origin is None:
+        raise ModelFileError("the file doesn't say how its network is built: pass the dense network as `model`")
+    try:
+        origin = Origin(**structure.origin)
+        skeleton = _without_storage(rebuild, origin)
+        if skeleton is not None:
+            check(skeleton, structure, tensors)
+        return rebuild(origin)
+    except (TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, ModelFileError):
+            raise
+        raise ModelFileError(f"the network of the file can't be built ({error})") from error
+
+
+def _without_storage(build: Callable[..., nn.Module], origin: "Origin") -> nn.Module | None:
+    """The network on 'meta', to see first whether the file fits it; None where it can't be built there."""
+    try:
+        with torch.device("meta"):
+            return build(origin)
+    except (ImportError, ValueError):
+        raise
+    except Exception:  # what a constructor that reads its own tensors raises on 'meta' is anything
+        return None

@@ -1,0 +1,96 @@
+"""The sparse part of a layer, packed: the non-zeros of S and where they are, as the model file keeps them.
+
+Beside the values three sets of positions in the matrix m x k are kept, each by `splore.modelfile.sparse_index`:
+
+- the support of S, its non-zeros;
+- the mask, by its difference from the support, or as full. After a cut the two are one, and nothing is stored;
+- the zeros of S with a minus sign under the mask: they are rare, and they come back as they were. Where the mask is
+  False there is no entry, and a zero of either sign comes back as +0.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from splore.design.layers import LowRankSparse
+from splore.modelfile.sparse_index import Coding, decode, encode
+
+
+@dataclass(frozen=True)
+class Index:
+    """A coded set of positions in a flat array: the coding, the number of positions, and the bytes."""
+
+    coding: Coding
+    count: int
+    code: NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, positions: Tensor) -> "Index":
+        """The True entries of a bool tensor of any shape, in row-major order."""
+        flat = positions.flatten().numpy()
+        coding, code = encode(flat)
+        return cls(coding, int(np.count_nonzero(flat)), code)
+
+    def positions(self, size: int) -> Tensor:
+        """The bool tensor (size,) again; raises ValueError where the bytes don't fit it."""
+        return torch.from_numpy(decode(self.coding, self.code, size, self.count))
+
+
+@dataclass(frozen=True)
+class PackedSparse:
+    """S and its mask without the zeros.
+
+    Attributes:
+        values: the non-zeros of S in row-major order, (nnz,), in the layer's dtype.
+        support: where they are.
+        mask: where the mask differs from the support, or None for a mask that is full.
+        negative_zeros: where S is -0 under the mask.
+    """
+
+    values: Tensor
+    support: Index
+    mask: Index | None
+    negative_zeros: Index
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values and of all positions."""
+        indices = [index.code.nbytes for index in (self.support, self.mask, self.negative_zeros) if index is not None]
+        return self.values.nbytes + sum(indices)
+
+
+@torch.no_grad()
+def pack(layer: LowRankSparse) -> PackedSparse | None:
+    """The sparse part of a layer without its zeros, on the CPU; None for a layer that has none."""
+    if layer.S is None or layer.mask is None:
+        return None
+    S, mask = layer.S.detach().cpu(), layer.mask.cpu()
+    support = S != 0
+    return PackedSparse(
+        values=S[support],
+        support=Index.of(support),
+        mask=None if mask.all() else Index.of(mask ^ support),
+        negative_zeros=Index.of(mask & ~support & S.signbit()),
+    )
+
+
+def unpack(packed: PackedSparse, m: int, k: int) -> tuple[Tensor, Tensor]:
+    """S (m, k) in the dtype of the values and its mask (m, k): the inverse of `pack`.
+
+    Raises:
+        ValueError: the positions are not those of such a matrix, or not as many as the values.
+    """
+    support = packed.support.positions(m * k)
+    if packed.values.shape != (packed.support.count,):
+        raise ValueError(f"expected {packed.support.count} values, found a tensor {tuple(packed.values.shape)}")
+    negative = packed.negative_zeros.positions(m * k)
+    mask = torch.ones_like(support) if packed.mask is None else support ^ packed.mask.positions(m * k)
+    if (negative & (support | ~mask)).any():
+        raise ValueError("zeros with a sign lie on non-zeros or outside the mask")
+    S = torch.zeros(m * k, dtype=packed.values.dtype)
+    S[support] = packed.values
+    S[negative] = -0.0
+    return S.view(m, k), mask.view(m, k)

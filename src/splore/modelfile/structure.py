@@ -1,0 +1,149 @@
+"""What a model file says of the network beside its tensors: which layers are decomposed and how, as JSON."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from splore.design.matrix import Scheme, matrix_shape
+from splore.modelfile.sparse_index import Coding
+
+
+class ModelFileError(ValueError):
+    """A model file that can't be loaded, or not into this model; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class IndexStructure:
+    """A set of positions in the file: its coding, and how many positions there are."""
+
+    coding: Coding
+    count: int
+
+
+@dataclass(frozen=True)
+class SparseStructure:
+    """The sparse part of a layer in the file, as `splore.modelfile.packed` describes it; `mask` is None where full."""
+
+    support: IndexStructure
+    mask: IndexStructure | None
+    negative_zeros: IndexStructure
+
+
+@dataclass(frozen=True)
+class LayerStructure:
+    """A decomposed layer in the file.
+
+    Attributes:
+        names: where it is in the model; more than one for a module that the model holds several times.
+        kind: "Conv2d" or "Linear".
+        shape: the dense weight's.
+        scheme: the matricisation.
+        rank: r, the columns of A.
+        sparse: the sparse part, or None.
+    """
+
+    names: tuple[str, ...]
+    kind: str
+    shape: tuple[int, ...]
+    scheme: Scheme
+    rank: int
+    sparse: SparseStructure | None
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """Rows and columns of A·B + S."""
+        return matrix_shape(self.shape, self.scheme)
+
+    @property
+    def nnz(self) -> int | None:
+        """Non-zeros of S; None without a sparse part."""
+        return None if self.sparse is None else self.sparse.support.count
+
+    @property
+    def density(self) -> float | None:
+        """Non-zeros as a share of the entries of S, from 0 to 1; None without a sparse part."""
+        m, k = self.matrix_shape
+        return None if self.nnz is None else self.nnz / (m * k)
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The structure of a model file.
+
+    Attributes:
+        origin: where the net came from (`source`, `num_classes`, `in_channels`), or None.
+        layers: the decomposed layers in the model's order.
+        ties: names of the state that are the same tensor as another name, which is the one in the file.
+    """
+
+    origin: dict[str, Any] | None
+    layers: tuple[LayerStructure, ...]
+    ties: dict[str, str]
+
+
+def join(name: str, part: str) -> str:
+    """The name of a part of the module `name`, as a network's state has it."""
+    return f"{name}.{part}" if name else part
+
+
+def to_json(structure: Structure) -> dict[str, Any]:
+    """The structure in types that JSON has."""
+    return asdict(structure)
+
+
+def from_json(value: Any) -> Structure:  # noqa: ANN401
+    """The structure that `to_json` gave; every value is checked.
+
+    Raises:
+        ModelFileError: it is not such a structure.
+    """
+    try:
+        return Structure(
+            origin=None if value["origin"] is None else _typed(value["origin"], dict),
+            layers=tuple(_layer(layer) for layer in _typed(value["layers"], list)),
+            ties={_typed(k, str): _typed(v, str) for k, v in _typed(value["ties"], dict).items()},
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFileError(
+            f"expected the structure of a compressed model, found one that can't be read ({error}): get the file anew"
+        ) from error
+
+
+def _layer(value: dict[str, Any]) -> LayerStructure:
+    layer = LayerStructure(
+        names=tuple(_typed(name, str) for name in _typed(value["names"], list)),
+        kind=_typed(value["kind"], str),
+        shape=tuple(_count(size) for size in _typed(value["shape"], list)),
+        scheme=Scheme(value["scheme"]),
+        rank=_count(value["rank"]),
+        sparse=None if value["sparse"] is None else _sparse(value["sparse"]),
+    )
+    dimensions = {"Conv2d": 4, "Linear": 2}
+    if not layer.names or dimensions.get(layer.kind) != len(layer.shape):
+        raise ValueError(f"a layer {layer.kind!r} of shape {layer.shape} at {list(layer.names)}")
+    if layer.rank > min(layer.matrix_shape) or (layer.rank == 0 and layer.sparse is None):
+        raise ValueError(f"rank {layer.rank} for a matrix {layer.matrix_shape}")
+    return layer
+
+
+def _sparse(value: dict[str, Any]) -> SparseStructure:
+    mask = value["mask"]
+    return SparseStructure(
+        _index(value["support"]), None if mask is None else _index(mask), _index(value["negative_zeros"])
+    )
+
+
+def _index(value: dict[str, Any]) -> IndexStructure:
+    return IndexStructure(Coding(value["coding"]), _count(value["count"]))
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"expected a whole number of at least 0, found {json.dumps(value)[:40]}")
+    return value
+
+
+def _typed(value: Any, kind: type) -> Any:  # noqa: ANN401
+    if type(value) is not kind:
+        raise TypeError(f"expected a {kind.__name__}, found a {type(value).__name__}")
+    return value

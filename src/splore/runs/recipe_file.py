@@ -1,0 +1,136 @@
+"""Recipes as YAML: read with a clear word on what is wrong, written with every key explained, and compared."""
+
+import difflib
+import io
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from jsonargparse import SUPPRESS, ActionConfigFile, ArgumentParser, Namespace
+
+from splore.runs.recipe import Recipe
+
+ELSEWHERE = ("hardware.", "data.root", "data.workers", "data.download")
+"""Keys that say where and how a run is made; it may be resumed with others."""
+
+
+class RecipeError(ValueError):
+    """A recipe, or an option in its place, that can't be read."""
+
+
+def recipe_parser(prog: str = "splore run") -> ArgumentParser:
+    """A parser whose keys are a recipe's."""
+    parser = ArgumentParser(
+        prog=prog,
+        usage="splore run [RECIPE] [--KEY=VALUE ...] --out DIR [--resume] [--seeds K ...]",
+        description="One run of the method, from images to a compressed file. RECIPE is a YAML file; each of its keys "
+        "can be overridden here, and those it leaves out have the defaults below.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action=ActionConfigFile, help="another recipe, laid over the one before")
+    parser.add_class_arguments(Recipe, None)
+    return without_noise(parser)
+
+
+def without_noise(parser: ArgumentParser) -> ArgumentParser:
+    """The parser, with a help that leaves out options nobody needs: sections as files, and a rank's classes."""
+    for action in parser._actions:
+        if action.help == "Path to a configuration file." or "--design.rank.help" in action.option_strings:
+            action.help = SUPPRESS
+    return parser
+
+
+def recipe_from(values: Namespace) -> Recipe:
+    """The recipe among the instantiated values of a parser."""
+    return Recipe(**{name: values[name] for name in Recipe.__dataclass_fields__})
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe of a YAML file, with overrides as on the command line."""
+    parser = recipe_parser()
+    return recipe_from(parser.instantiate(parser.parse_args([f"--config={path}", *overrides])))
+
+
+def known_keys() -> list[str]:
+    """The keys of a recipe, sections joined to their keys by dots."""
+    return [key for key in recipe_parser().get_defaults().keys() if key != "config"]  # noqa: SIM118
+
+
+def recipe_yaml(recipe: Recipe | None = None) -> str:
+    """A recipe as YAML, each key with its meaning and unit; the default one when none is given."""
+    parser = recipe_parser()
+    values = parser.get_defaults() if recipe is None else parser.parse_object(asdict(recipe))
+    return parser.dump(values, with_comments=True, skip_unset=False)
+
+
+def check_recipe_file(path: str) -> None:
+    """Raises RecipeError, with the file and the place in it, unless it holds a mapping of known keys.
+
+    Values are left to the parser.
+    """
+    if not Path(path).exists():
+        raise RecipeError(f"there is no recipe file {path}")
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (UnicodeDecodeError, IsADirectoryError) as error:
+        raise RecipeError(f"{path} is not a text file: a recipe is a YAML file, see splore recipe") from error
+    found = _mapping(text, path)
+    known = known_keys()
+    sections = {key.partition(".")[0] for key in known if "." in key}
+    for name, value in found.items():
+        if name in sections and not isinstance(value, dict):
+            raise RecipeError(f"{path}: the section {name!r} must hold keys with values, found {value!r}")
+        for key in [f"{name}.{part}" for part in value] if isinstance(value, dict) else [str(name)]:
+            if key not in known:
+                raise unknown_key(key, known, f"{path}: ")
+
+
+def unknown_key(key: str, known: Iterable[str] | None = None, where: str = "") -> RecipeError:
+    """What to say of a key that no recipe has."""
+    known = list(known_keys() if known is None else known)
+    close = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+    close = close or [each for each in known if each.rpartition(".")[2] == key.rpartition(".")[2]][:3]
+    offer = f" (did you mean {' or '.join(close)}?)" if close else ""
+    return RecipeError(f"{where}there is no key {key!r} in a recipe{offer}; splore recipe explains all keys")
+
+
+def changes(there: str, here: str) -> list[str]:
+    """The keys in which two recipes that `recipe_yaml` wrote differ, with both values; not those of `ELSEWHERE`."""
+    before, now = (_flat(_mapping(text, "the recipe of the run")) for text in (there, here))
+    return [
+        f"{key} is {before.get(key)} there and {now.get(key)} here"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not key.startswith(ELSEWHERE)
+    ]
+
+
+def _mapping(text: str, name: str) -> dict:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.constructor import DuplicateKeyError
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    try:
+        found = YAML(typ="safe", pure=True).load(io.StringIO(text))
+    except DuplicateKeyError as error:
+        place = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise RecipeError(f"{name}: a key is given a second time{place}") from error
+    except MarkedYAMLError as error:
+        place = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise RecipeError(f"{name} is not YAML: {error.problem or error.context}{place}") from error
+    except YAMLError as error:
+        raise RecipeError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict):
+        kind = "nothing" if found is None else f"a {type(found).__name__}"
+        raise RecipeError(f"{name} must hold keys with values, as splore recipe prints them; found {kind}")
+    return found
+
+
+def _flat(recipe: dict) -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for name, value in recipe.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": part for key, part in value.items()}
+        else:
+            flat[name] = value
+    return flat

@@ -1,0 +1,96 @@
+"""Data sets whose samples are read as they are needed: ImageNet and folders like it, and a user's own."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from splore.vision.data.folder import Listing
+from splore.vision.data.scale import IMAGENET_SCALE, Scale
+from splore.vision.data.workers import BadSample, ImageSamples, SampleReader, Samples
+from splore.vision.nets.named import call, import_callable, takes
+
+RESIZED, CROPPED = 256, 224
+"""Pixels of an image's shorter side before the central crop, and of the crop's side."""
+
+
+@dataclass(frozen=True)
+class LargeData:
+    """A data set that is read while training; `scale` is None where the images come normalised."""
+
+    train: Samples
+    test: Samples
+    classes: list[str]
+    image_shape: tuple[int, int, int]
+    scale: Scale | None
+
+
+def large_folder(train: Listing, test: Listing) -> LargeData:
+    """Images of any size, with ImageNet's usual augmentation: a random crop of 8 to 100 % of the area at an aspect of
+    3/4 to 4/3, resized to 224 x 224, mirrored by chance; for the test the shorter side resized to 256 and the central
+    224 x 224.
+    """
+    try:
+        from torchvision.transforms import v2
+    except ImportError as error:
+        raise ImportError('folders of images are read by torchvision: pip install "splore[vision]"') from error
+    varied = v2.Compose([v2.RandomResizedCrop(CROPPED, antialias=True), v2.RandomHorizontalFlip()])
+    central = v2.Compose([v2.Resize(RESIZED, antialias=True), v2.CenterCrop(CROPPED)])
+    return LargeData(
+        ImageSamples(train, varied),
+        ImageSamples(test, central),
+        train.classes,
+        (3, CROPPED, CROPPED),
+        IMAGENET_SCALE,
+    )
+
+
+def own(spec: str, root: str | None) -> LargeData:
+    """What the factory "package.module:name" returns: two map-style data sets, for training and for the test.
+
+    Each gives pairs of an image, a float tensor (C, H, W) normalised already, and a label 0 ... classes - 1. The first
+    has a list `classes` of names, a number `num_classes` or a list `targets` of all labels. The factory is given `root`
+    where its signature has it. Whatever it draws from Python's, NumPy's or torch's random states repeats exactly.
+
+    Raises ValueError for a factory that is not found or returns something else.
+    """
+    factory = import_callable(spec)
+    pair = call(spec, factory, **({"root": root} if takes(factory, "root") else {}))
+    if not isinstance(pair, tuple) or len(pair) != 2 or not all(_map_style(each) for each in pair):
+        raise ValueError(
+            f"{spec} must return two data sets with __len__ and __getitem__, (train, test); found {_described(pair)}"
+        )
+    train, test = pair
+    classes = _classes(spec, train)
+    image: Tensor = SampleReader(test, len(classes), seed=0).read(epoch=0, index=0)[0]
+    if not image.is_floating_point():
+        raise BadSample(
+            f"{spec}: expected normalised images as floats, found {image.dtype}; convert them in the data set"
+        )
+    channels, height, width = image.shape
+    return LargeData(train, test, classes, (channels, height, width), scale=None)
+
+
+def _map_style(dataset: object) -> bool:
+    return hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") and not isinstance(dataset, (str, Tensor))
+
+
+def _described(value: object) -> str:
+    if isinstance(value, tuple):
+        return "(" + ", ".join(type(each).__name__ for each in value) + ")"
+    return type(value).__name__
+
+
+def _classes(spec: str, train: object) -> list[str]:
+    """The names of the classes, or their numbers where there are no names."""
+    names = getattr(train, "classes", None)
+    if names is not None:
+        return [str(name) for name in names]
+    count = getattr(train, "num_classes", None)
+    if count is None and (targets := getattr(train, "targets", None)) is not None:
+        count = 1 + max(int(label) for label in targets)
+    if count is None:
+        raise ValueError(
+            f"{spec}: cannot tell the number of classes; give the training data set a list `classes` of their names "
+            "or a number `num_classes`"
+        )
+    return [str(label) for label in range(int(count))]

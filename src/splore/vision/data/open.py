@@ -1,0 +1,99 @@
+"""Data sets by name."""
+
+import torch
+
+from splore.vision.data.batches import Batches, Data
+from splore.vision.data.folder import list_splits
+from splore.vision.data.images import image_shape
+from splore.vision.data.large import LargeData, large_folder, own
+from splore.vision.data.memory import Augment, MemoryBatches
+from splore.vision.data.order import TestOrder, TrainOrder
+from splore.vision.data.scale import CIFAR_SCALES
+from splore.vision.data.small import SmallData, cifar, digits, small_folder
+from splore.vision.data.workers import WorkerBatches, available_workers
+from splore.vision.nets.named import UnknownName, nearest
+
+NAMES = ("digits", "cifar10", "cifar100", "folder", "imagenet")
+SMALL = 96
+"""A `folder` whose first image is at most this many pixels high and wide is held in memory."""
+
+
+def open_data(
+    name: str,
+    root: str | None,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int | None = None,
+    download: bool = False,
+    augment: Augment | None = None,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Data:
+    """A data set, ready to be trained on.
+
+    Args:
+        name: one of
+            - "digits": scikit-learn's handwritten digits; needs no `root`;
+            - "cifar10", "cifar100": torchvision's files in `root`, or a folder of images as below;
+            - "folder": `root`/{train, test or val}/<class>/<image>. Small images (by the first one) must be of equal
+              size and are held in memory; larger ones are treated as ImageNet's;
+            - "imagenet": such a folder with ImageNet's augmentation at 224 x 224, whatever the images' size;
+            - "package.module:factory": a user's own; see `splore.vision.data.large.own`.
+        root: the folder that holds the data.
+        batch_size: samples of a step, over all ranks together.
+        seed: of the order of the samples and of what augments them.
+        device: where the batches are made; data sets in memory are held there.
+        rank, world_size: this process and how many share each batch.
+        workers: processes that read images; None takes one for each processor core of this process.
+        download: fetch CIFAR where it is missing. Let one rank of a machine go first.
+        augment: how training images in memory vary, in place of the data set's own way.
+        memory_format: layout of the batches in memory.
+
+    Raises:
+        UnknownName: nothing has that name; the nearest are offered. A ValueError.
+        ValueError: an empty folder, a class without images, splits of
+            different classes, an unreadable image (its path is named), a batch that the ranks cannot share.
+        FileNotFoundError: a folder, a split or a data set that is missing and could not be fetched.
+        ImportError: torchvision or scikit-learn is not installed.
+    """
+    workers = available_workers() if workers is None else workers
+    found = _find(name, root, workers, download)
+    train_order = TrainOrder(len(found.train), batch_size, seed, rank, world_size)
+    test_order = TestOrder(len(found.test), batch_size, rank, world_size)
+    train: Batches
+    test: Batches
+    if isinstance(found, SmallData):
+        augment = augment or found.augment
+        place = (found.scale, device, memory_format)
+        train = MemoryBatches(found.train.images, found.train.labels, train_order, *place, augment)
+        test = MemoryBatches(found.test.images, found.test.labels, test_order, *place)
+    elif augment:
+        raise ValueError(f"`augment` holds for data sets in memory; {name} is read, and augmented, by worker processes")
+    else:
+        common = (len(found.classes), seed, device, workers, found.scale, memory_format)
+        train = WorkerBatches(found.train, train_order, *common)
+        test = WorkerBatches(found.test, test_order, *common)
+    return Data(name, train, test, found.classes, found.image_shape)
+
+
+def _find(name: str, root: str | None, workers: int, download: bool) -> SmallData | LargeData:
+    if ":" in name:
+        return own(name, root)
+    if name not in NAMES:
+        raise UnknownName(
+            f"there is no data set {name!r}; {nearest(name, NAMES)} A data set of your own is written "
+            "'package.module:factory'"
+        )
+    if name == "digits":
+        return digits()
+    if root is None:
+        raise ValueError(f"{name} needs the folder that holds it, found none: give `root`")
+    if name in CIFAR_SCALES:
+        return cifar(name, root, workers, download)
+    # ImageNet is often stored with a test folder that has no labels.
+    train, test = list_splits(root, ("val", "test") if name == "imagenet" else ("test", "val"))
+    if name == "folder" and max(image_shape(train.path(0))[1:]) <= SMALL:
+        return small_folder(train, test, workers)
+    return large_folder(train, test)
