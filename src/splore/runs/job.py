@@ -15,11 +15,11 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from splore.vision.data import Data, open_data
 from splore.measure.accuracy import Score, evaluate
 from splore.runs.progress import Display
 from splore.runs.recipe import DataRecipe, HardwareRecipe, Recipe
 from splore.runs.record import Record
+from splore.vision.data import Data, open_data
 
 
 class Job:

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from splore.measure.cost import Cost
 from splore.measure.accuracy import Score
-from splore.runs.journal import Journal
+from splore.measure.cost import Cost
 from splore.measure.provenance import provenance
 from splore.measure.report import Stage
 from splore.runs.folder import write_summary
+from splore.runs.journal import Journal
 from splore.runs.recipe import Recipe
 from splore.train.checkpoint import Checkpoints, random_state
 from splore.train.loop import Position, check_finite

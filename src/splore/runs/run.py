@@ -11,16 +11,16 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from splore.modelfile.file import dense_bytes, load, save
-from splore.measure.cost import cost
 from splore.design.decompose import decompose
 from splore.design.layers import decomposed_layers
-from splore.runs.job import Job, check_outputs, open_split
 from splore.measure.accuracy import Score, evaluate
+from splore.measure.cost import cost
 from splore.measure.report import stage_table
+from splore.modelfile.file import dense_bytes, load, save
 from splore.postprocess import prune as cuts
 from splore.postprocess import rank_cut as ranks
 from splore.postprocess.recalibrate import recalibrate
+from splore.runs.job import Job, check_outputs, open_split
 from splore.runs.recipe import DataRecipe, Recipe, check, design_of
 from splore.runs.record import FILES, Record
 from splore.runs.stage import Stage

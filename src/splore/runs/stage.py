@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from splore.runs.job import Job
 from splore.measure.sparsity import kept_share, layer_scalars
+from splore.runs.job import Job
 from splore.runs.recipe import FinetuneRecipe, TrainRecipe
 from splore.runs.record import STAGES
 from splore.train.checkpoint import set_random_state
