@@ -17,14 +17,14 @@ import torch.nn.functional as F
 from rows import add_row
 
 import splore
+from splore.machine import cores_per_process
 from splore.vision.data import open_data
-from splore.vision.data.workers import available_workers
 
 
 def folder_rows(root: str, batch: int, repeats: int) -> list[dict]:
     """Images a second that the worker processes decode and augment, by their number."""
     rows = []
-    for workers in sorted({1, 2, available_workers(), available_workers() + 1}):
+    for workers in sorted({1, 2, cores_per_process(), cores_per_process() + 1}):
         train = open_data("imagenet", root, batch, seed=0, device=torch.device("cpu"), workers=workers).train
         speeds = []
         for epoch in range(repeats + 1):

@@ -13,7 +13,6 @@ from torch import nn
 from splore.design.decompose import Design, decompose
 from splore.design.layers import LowRankSparseConv2d, LowRankSparseLinear
 from splore.design.matrix import Scheme
-from splore.modelfile import file as model_file
 from splore.modelfile.file import ModelFileError, load, read_structure, save
 from splore.vision.nets.build import Origin, build
 
@@ -185,7 +184,7 @@ def test_a_full_disk_leaves_the_old_file(saved, tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(model_file.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="could not be written .No space left") as caught:
         save(compressed(seed=1), path)
     assert caught.value.errno == errno.ENOSPC and str(path) in str(caught.value)
@@ -194,7 +193,7 @@ def test_a_full_disk_leaves_the_old_file(saved, tmp_path, monkeypatch):
 
 
 def test_an_interrupt_leaves_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr(model_file.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         save(compressed(), tmp_path / "model.safetensors")
     assert os.listdir(tmp_path) == []

@@ -19,12 +19,12 @@ import time
 from pathlib import Path
 
 import splore
+from splore.machine import cores_per_process
 from splore.postprocess.prune import budget_entries
 from splore.runs.job import on_stop
 from splore.runs.recipe import Recipe
 from splore.runs.recipe_file import load_recipe
 from splore.train.penalties import L1
-from splore.vision.data.workers import available_workers
 
 HERE = Path(__file__).parent
 RECIPES = HERE.parents[1] / "recipes"
@@ -136,7 +136,7 @@ def overrides(net: str, method: str, kept: float, more: list[str]) -> tuple[list
 def jobs(args: argparse.Namespace, more: list[str]) -> dict[str, list[str]]:
     """The arguments of each run by its name, seed by seed, so that whatever is done first is a whole table."""
     found = {}
-    cores = max(available_workers() // args.parallel, 1)
+    cores = max(cores_per_process() // args.parallel, 1)
     shares = [f"--hardware.threads={cores}", f"--data.workers={cores}"] if args.parallel > 1 else []
     for seed, net, method in itertools.product(args.seeds, args.net, args.method):
         for kept in [1.0] if method == "dense" else args.kept or NETS[net][1]:

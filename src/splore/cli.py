@@ -1,14 +1,14 @@
 """The command line: words into commands, and what went wrong into one line and an exit code."""
 
-import difflib
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NoReturn
 
 from splore.commands import Misuse, evaluate, inspect, run, run_seeds
+from splore.names import nearest
 
 USAGE = """\
 splore learns every weight of a network as a low-rank plus a sparse matrix, W = A·B + S.
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = bool(os.environ.get("SPLORE_DEBUG"))
     try:
         if command not in commands:
-            raise Misuse(f"there is no command {command!r}{_nearest(command, commands)}; splore --help lists them")
+            raise Misuse(f"there is no command {command!r}; {nearest(command, commands)} splore --help lists them")
         raise SystemExit(commands[command](rest))
     except KeyboardInterrupt:
         _fail("interrupted", 130)
@@ -192,11 +192,6 @@ def _evaluate(words: list[str]) -> int:
     parser.add_argument("--device", type=Literal["auto", "cpu"], default="auto", help="auto (a GPU if any) or cpu")
     values = parser.instantiate(without_noise(parser).parse_args(words))
     return evaluate(values.file, values.data, values.model, values.device)
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
-    return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 
 from splore.engine import plan_table, program_file
-from splore.engine.native import usable_cores
 from splore.engine.program import Floats, Program
 from splore.engine.program_segment import ProgramSegment, fastest_ms
+from splore.machine import usable_cores
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -30,6 +30,7 @@ from splore.engine.program import (
     Program,
     Scale,
 )
+from splore.machine import usable_cores
 
 ABI = 1
 _LIBRARY = "libsplore.dylib" if sys.platform == "darwin" else "libsplore.so"
@@ -200,11 +201,6 @@ class NativeProgram:
     def __del__(self) -> None:
         if getattr(self, "_engine", None):
             self._library.splore_destroy(self._engine)
-
-
-def usable_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _raw(program: Program) -> tuple[_Program, list]:

@@ -12,13 +12,10 @@ The metadata of the file holds two texts:
 allocates is bounded by the size of the file.
 """
 
-import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,6 +39,7 @@ from splore.engine.program import (
     Weight,
     arrays,
 )
+from splore.files import json_object, numbers, sha256, typed, write_whole
 
 VERSION = 1
 PROGRAM, CHECKSUM = "splore.program", "splore.checksum"
@@ -56,23 +54,10 @@ ARRAYS = {Conv: (*WEIGHT, "bias", "pre.scale", "pre.shift"), Affine: ("scale", "
 
 def save(program: Program, path: str | os.PathLike[str]) -> None:
     """Writes the program; whoever reads the path meanwhile sees the old file or the new one, never a part."""
-    path = Path(path)
     structure = json.dumps(describe(program), separators=(",", ":"))
     tensors = {f"{i}.{name}": array for i, op in enumerate(program.ops) for name, array in arrays(op)}
     data = to_bytes(tensors, {PROGRAM: structure, CHECKSUM: checksum(structure, tensors)})
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_whole(path, "the program file", data)
 
 
 def load(path: str | os.PathLike[str]) -> Program:
@@ -110,24 +95,22 @@ def describe(program: Program) -> dict[str, Any]:
 
 def checksum(structure: str, tensors: Mapping[str, NDArray]) -> str:
     """SHA-256 over the JSON text and every tensor's name, type, shape and bytes, in the order of the names."""
-    digest = hashlib.sha256(structure.encode())
-    for name in sorted(tensors):
-        array = tensors[name]
-        digest.update(f"\n{name} {array.dtype} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
+
+    def parts() -> Iterator[bytes | memoryview]:
+        yield structure.encode()
+        for name in sorted(tensors):
+            array = tensors[name]
+            yield f"\n{name} {array.dtype} {array.shape}\n".encode()
+            yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+    return sha256(parts())
 
 
 def _program(metadata: Mapping[str, str], tensors: dict[str, NDArray]) -> Program:
     text = metadata.get(PROGRAM)
     if text is None:
         raise ValueError(f"no {PROGRAM!r} in its metadata; was it written by Engine.save?")
-    try:
-        structure = json.loads(text)
-    except RecursionError as error:
-        raise ValueError("the JSON is nested too deeply") from error
-    if not isinstance(structure, dict):
-        raise ValueError(f"expected a JSON object, found {type(structure).__name__}")
+    structure = json_object(text)
     version = structure.get("version")
     if type(version) is not int or version != VERSION:
         raise ValueError(f"expected version {VERSION}, found {version!r:.80}; was it written by a newer splore?")
@@ -135,20 +118,17 @@ def _program(metadata: Mapping[str, str], tensors: dict[str, NDArray]) -> Progra
         raise ValueError("the checksum does not match: the file was altered or damaged")
     _expect_keys(structure, {"version", "input", "flat_input", "flat_output", "ops"})
     c, height, width = _ints(structure["input"], 3)
-    flags = {key: _bool(structure[key]) for key in ("flat_input", "flat_output")}
-    if not isinstance(structure["ops"], list):
-        raise ValueError(f"ops must be a list, found {type(structure['ops']).__name__}")
-    ops = tuple(_operation(index, op, tensors) for index, op in enumerate(structure["ops"]))
+    flags = {key: typed(structure[key], bool) for key in ("flat_input", "flat_output")}
+    ops = tuple(_operation(index, op, tensors) for index, op in enumerate(typed(structure["ops"], list)))
     if tensors:
         raise ValueError(f"tensors that no operation uses: {', '.join(map(repr, sorted(tensors)[:5]))}")
     return Program((c, height, width), ops, **flags)
 
 
-def _operation(index: int, text: object, tensors: dict[str, NDArray]) -> Op:
+def _operation(index: int, value: object, tensors: dict[str, NDArray]) -> Op:
     """One operation from its JSON object and its arrays, which it takes out of `tensors`."""
     try:
-        if not isinstance(text, dict):
-            raise ValueError(f"expected a JSON object, found {type(text).__name__}")
+        text = typed(value, dict)
         kind = KINDS.get(text["op"]) if isinstance(text.get("op"), str) else None
         if kind is None:
             raise ValueError(f"op must be one of {', '.join(KINDS)}, found {text.get('op')!r}")
@@ -181,36 +161,16 @@ def _expect_keys(found: dict, expected: set[str]) -> None:
         raise ValueError(f"attributes missing: {missing}, unknown: {unknown}")
 
 
-def _ints(numbers: object, length: int | None = None) -> tuple[int, ...]:
-    if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
-        raise ValueError(f"expected a list of integers, found {numbers!r:.80}")
-    if length is not None and len(numbers) != length:
-        raise ValueError(f"expected {length} integers, found {len(numbers)}")
-    return tuple(numbers)
-
-
-def _bool(flag: object) -> bool:
-    if not isinstance(flag, bool):
-        raise ValueError(f"expected true or false, found {flag!r:.80}")
-    return flag
-
-
-def _int(number: object) -> int:
-    return _ints([number])[0]
-
-
-def _text(text: object) -> str:
-    if not isinstance(text, str):
-        raise ValueError(f"expected a text, found {text!r:.80}")
-    return text
-
-
-def _act(text: object) -> Act:
-    return Act(_text(text))
+def _ints(value: object, length: int) -> tuple[int, ...]:
+    found = numbers(value)
+    if len(found) != length:
+        raise ValueError(f"expected {length} whole numbers, found {len(found)}")
+    return found
 
 
 READERS: dict[str, Callable[[Any], Any]] = {
-    "name": _text, "inputs": _ints, "kernel": lambda v: _ints(v, 2), "stride": lambda v: _ints(v, 2),
-    "pad": lambda v: _ints(v, 4), "dilation": lambda v: _ints(v, 2), "groups": _int, "act": _act, "mode": _text,
-    "count_include_pad": _bool,
+    "name": lambda v: typed(v, str), "inputs": numbers, "kernel": lambda v: _ints(v, 2),
+    "stride": lambda v: _ints(v, 2), "pad": lambda v: _ints(v, 4), "dilation": lambda v: _ints(v, 2),
+    "groups": lambda v: typed(v, int), "act": lambda v: Act(typed(v, str)), "mode": lambda v: typed(v, str),
+    "count_include_pad": lambda v: typed(v, bool),
 }  # fmt: skip

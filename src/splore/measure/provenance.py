@@ -1,12 +1,13 @@
 """Where a figure comes from: the code, the machine and the versions it was measured with."""
 
-import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+
+from splore.machine import cpu_name, usable_cores
 
 
 def provenance() -> dict:
@@ -15,8 +16,8 @@ def provenance() -> dict:
         "commit": _commit(),
         "versions": {"splore": _version(), "torch": torch.__version__, "python": platform.python_version()},
         "hardware": {
-            "cpu": _cpu_name(),
-            "cores": os.cpu_count(),
+            "cpu": cpu_name(),
+            "cores": usable_cores(),
             "threads": torch.get_num_threads(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
@@ -42,18 +43,3 @@ def _commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit + "+" * (changed.returncode != 0)
-
-
-def _cpu_name() -> str:
-    """The processor's name, family, model and vector extensions: a virtual machine may give the name too broadly."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    first = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
-    name = first.get("model name") or platform.processor() or platform.machine()
-    if "cpu family" in first and "model" in first:
-        name += f" family {first['cpu family']} model {first['model']}"
-    flags = first.get("flags", "").split()
-    extensions = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
-    return f"{name} ({' '.join(extensions)})" if extensions else name

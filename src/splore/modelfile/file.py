@@ -10,14 +10,12 @@ with
 Whether parameters are trained (`requires_grad`) and the training mode are not part of the file.
 """
 
-import hashlib
 import json
 import os
 import re
-import secrets
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
+from splore.files import json_object, sha256, write_whole
 from splore.modelfile.state import check, restore, to_tensors
 from splore.modelfile.structure import ModelFileError, Structure, from_json, join, to_json
 
@@ -52,7 +51,7 @@ def save(model: nn.Module, path: str | os.PathLike, source: "Origin | None" = No
         ValueError: the model's state holds something that is not a plain tensor.
         OSError: the file could not be written; an earlier file at `path` is whole.
     """
-    _write(Path(os.path.realpath(path)), *_serialised(model, source))
+    write_whole(path, "the model file", *_serialised(model, source))
 
 
 def load(path: str | os.PathLike, model: nn.Module | None = None) -> nn.Module:
@@ -110,7 +109,7 @@ def _serialised(model: nn.Module, source: "Origin | None") -> tuple[bytes, memor
         raise ValueError(f"the model's state can't be written as safetensors: {error}") from error
     digest = _DIGEST.search(data)
     assert digest is not None
-    signed = data[: digest.start(1)] + hashlib.sha256(data).hexdigest().encode()
+    signed = data[: digest.start(1)] + sha256([data]).encode()
     return signed, memoryview(data)[digest.end(1) :]
 
 
@@ -121,24 +120,6 @@ def _origin(model: nn.Module) -> dict | None:
     from splore.vision.nets.build import Origin
 
     return asdict(model.origin) if isinstance(model.origin, Origin) else None
-
-
-def _write(path: Path, *parts: bytes | memoryview) -> None:
-    """Writes a file whole or not at all, by way of a temporary one in the same folder."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        message = f"the model file could not be written ({error.strerror}); what was there before is whole"
-        raise OSError(error.errno, message, str(path)) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _read(path: str | os.PathLike) -> tuple[Structure, dict[str, Tensor]]:
@@ -161,10 +142,10 @@ def _read(path: str | os.PathLike) -> tuple[Structure, dict[str, Tensor]]:
 def _checked(path: str | os.PathLike, text: str | None) -> Structure:
     """The structure in the metadata, once format, version and digest are right."""
     try:
-        content = json.loads(text) if text is not None else None
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        content = json_object(text or "")
+    except ValueError:
+        content = {}
+    if content.get("format") != FORMAT:
         raise ModelFileError(
             f"expected a model that splore saved at {str(path)!r}, found a safetensors file without its description: "
             "load it with the program that wrote it"
@@ -194,10 +175,7 @@ def _digest(path: str | os.PathLike) -> str | None:
         if stated is None:
             return None
         unsigned = header[: stated.start(1)] + _UNSIGNED.encode() + header[stated.end(1) :]
-        digest = hashlib.sha256(unsigned)
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return sha256(chain([unsigned], iter(lambda: file.read(1 << 20), b"")))
 
 
 def _built(structure: Structure, tensors: dict[str, Tensor]) -> nn.Module:

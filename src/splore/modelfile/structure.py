@@ -1,10 +1,10 @@
 """What a model file says of the network beside its tensors: which layers are decomposed and how, as JSON."""
 
-import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from splore.design.matrix import Scheme, matrix_shape
+from splore.files import numbers, typed
 from splore.modelfile.sparse_index import Coding
 
 
@@ -99,9 +99,9 @@ def from_json(value: Any) -> Structure:  # noqa: ANN401
     """
     try:
         return Structure(
-            origin=None if value["origin"] is None else _typed(value["origin"], dict),
-            layers=tuple(_layer(layer) for layer in _typed(value["layers"], list)),
-            ties={_typed(k, str): _typed(v, str) for k, v in _typed(value["ties"], dict).items()},
+            origin=None if value["origin"] is None else typed(value["origin"], dict),
+            layers=tuple(_layer(layer) for layer in typed(value["layers"], list)),
+            ties={typed(k, str): typed(v, str) for k, v in typed(value["ties"], dict).items()},
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ModelFileError(
@@ -111,9 +111,9 @@ def from_json(value: Any) -> Structure:  # noqa: ANN401
 
 def _layer(value: dict[str, Any]) -> LayerStructure:
     layer = LayerStructure(
-        names=tuple(_typed(name, str) for name in _typed(value["names"], list)),
-        kind=_typed(value["kind"], str),
-        shape=tuple(_count(size) for size in _typed(value["shape"], list)),
+        names=tuple(typed(name, str) for name in typed(value["names"], list)),
+        kind=typed(value["kind"], str),
+        shape=numbers(value["shape"], least=0),
         scheme=Scheme(value["scheme"]),
         rank=_count(value["rank"]),
         sparse=None if value["sparse"] is None else _sparse(value["sparse"]),
@@ -138,12 +138,4 @@ def _index(value: dict[str, Any]) -> IndexStructure:
 
 
 def _count(value: object) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"expected a whole number of at least 0, found {json.dumps(value)[:40]}")
-    return value
-
-
-def _typed(value: Any, kind: type) -> Any:  # noqa: ANN401
-    if type(value) is not kind:
-        raise TypeError(f"expected a {kind.__name__}, found a {type(value).__name__}")
-    return value
+    return numbers([value], least=0)[0]

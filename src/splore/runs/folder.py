@@ -4,8 +4,10 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+
+from splore.files import is_temporary, remove_temporaries, write_whole
 
 RECIPE = "recipe.yaml"
 SUMMARY = "summary.json"
@@ -18,7 +20,7 @@ def check_free(out: Path) -> None:
     if (out / RECIPE).exists():
         raise FileExistsError(f"{out} already holds a run: continue it with --resume, or choose another --out")
     if out.is_dir():
-        if set(os.listdir(out)) - {LOCK, _temporary(out).name}:
+        if any(name != LOCK and not is_temporary(name) for name in os.listdir(out)):
             raise FileExistsError(f"{out} is not empty: choose another --out")
     elif out.exists():
         raise FileExistsError(f"{out} is a file: choose another --out")
@@ -60,29 +62,15 @@ def held(out: Path) -> Iterator[None]:
             raise FileExistsError(f"another process is writing the run in {out}: wait for it, or end it") from error
         except OSError:
             pass  # a file system without locks
-        for left in [*out.glob(".*.tmp"), *out.glob("*.tmp")]:  # what a kill left half written
-            left.unlink(missing_ok=True)
+        remove_temporaries(out)
         yield
 
 
 def write_recipe(out: Path, recipe: str) -> None:
     """Writes the recipe of a run into its folder, whole or not at all."""
-    temporary = _temporary(out)
-    try:
-        temporary.write_text(recipe, encoding="utf-8")
-        os.replace(temporary, out / RECIPE)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, f"the recipe could not be written ({error.strerror})", str(out / RECIPE)) from error
+    write_whole(out / RECIPE, "the recipe", recipe.encode())
 
 
 def write_summary(out: Path, summary: dict) -> None:
     """Writes summary.json into the folder of a run, whole or not at all."""
-    temporary = out / f"{SUMMARY}.tmp"
-    temporary.write_text(json.dumps(summary, indent=2) + "\n")
-    os.replace(temporary, out / SUMMARY)
-
-
-def _temporary(out: Path) -> Path:
-    return out / f".{RECIPE}.tmp"
+    write_whole(out / SUMMARY, "the summary", (json.dumps(summary, indent=2) + "\n").encode())

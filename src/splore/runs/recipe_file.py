@@ -1,6 +1,5 @@
 """Recipes as YAML: read with a clear word on what is wrong, written with every key explained, and compared."""
 
-import difflib
 import io
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from jsonargparse import SUPPRESS, ActionConfigFile, ArgumentParser, Namespace
 
+from splore.names import nearest
 from splore.runs.recipe import Recipe
 
 ELSEWHERE = ("hardware.", "data.root", "data.workers", "data.download")
@@ -88,11 +88,8 @@ def check_recipe_file(path: str) -> None:
 
 def unknown_key(key: str, known: Iterable[str] | None = None, where: str = "") -> RecipeError:
     """What to say of a key that no recipe has."""
-    known = list(known_keys() if known is None else known)
-    close = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
-    close = close or [each for each in known if each.rpartition(".")[2] == key.rpartition(".")[2]][:3]
-    offer = f" (did you mean {' or '.join(close)}?)" if close else ""
-    return RecipeError(f"{where}there is no key {key!r} in a recipe{offer}; splore recipe explains all keys")
+    offer = nearest(key, known_keys() if known is None else known)
+    return RecipeError(f"{where}there is no key {key!r} in a recipe; {offer} splore recipe explains all keys")
 
 
 def changes(there: str, here: str) -> list[str]:

@@ -12,12 +12,12 @@ from statistics import mean, stdev
 
 import torch
 
+from splore.machine import cores_per_process
 from splore.measure.report import Column, Report, percent, show, size
 from splore.runs.folder import RECIPE, SUMMARY, write_summary
 from splore.runs.job import on_stop
 from splore.runs.recipe import Recipe
 from splore.vision.data import open_data
-from splore.vision.data.workers import available_workers
 
 _EPOCH = re.compile(r"\w+ +epoch \d+/\d+ ")
 """How the line begins that a run prints at the end of an epoch."""
@@ -102,7 +102,7 @@ class Seeds:
         if (folder / RECIPE).exists():
             words.append("--resume")
         if self.jobs > 1:
-            share = max(available_workers() // self.jobs, 1)
+            share = max(cores_per_process() // self.jobs, 1)
             if self.recipe.hardware.threads is None:
                 words.append(f"--hardware.threads={share}")
             if self.recipe.data.workers is None:

@@ -1,14 +1,14 @@
 """Checkpoints that survive a kill: written whole or not at all, the last two kept, never a torn one loaded."""
 
-import hashlib
 import io
-import os
 import random
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
+
+from splore.files import remove_temporaries, sha256, write_whole
 
 KEPT = 2
 
@@ -31,21 +31,16 @@ class Checkpoints:
         numbers = self._numbers()
         number = numbers[-1] + 1 if numbers else 0
         path = self._path(number)
-        temporary = path.with_suffix(".tmp")
+        self.directory.mkdir(parents=True, exist_ok=True)
+        remove_temporaries(self.directory)
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            path.with_suffix(".sha256").write_text(hashlib.sha256(content.getbuffer()).hexdigest())
-            os.replace(temporary, path)
-        except OSError as error:
+            digest = sha256([content.getbuffer()]).encode()
+            write_whole(path.with_suffix(".sha256"), "the digest of a checkpoint", digest)
+            write_whole(path, "the checkpoint", content.getbuffer())
+        except OSError:
             with suppress(OSError):
-                temporary.unlink(missing_ok=True)
                 path.with_suffix(".sha256").unlink(missing_ok=True)
-            message = f"the checkpoint could not be written ({error.strerror}), those before it are whole"
-            raise OSError(error.errno, message, str(path)) from error
+            raise
         kept = [*(each for each in numbers if self._good is None or each <= self._good), number][-KEPT:]
         self._good = number
         for other in set(numbers) - set(kept):
@@ -63,7 +58,7 @@ class Checkpoints:
             path = self._path(number)
             try:
                 digest = path.with_suffix(".sha256").read_text()
-                if hashlib.sha256(path.read_bytes()).hexdigest() == digest:
+                if sha256([path.read_bytes()]) == digest:
                     self._good = number  # later ones are torn: the next save lets go of them
                     return torch.load(path, map_location="cpu", weights_only=True)
             except (OSError, UnicodeDecodeError):

@@ -2,6 +2,8 @@
 
 import torch
 
+from splore.machine import cores_per_process
+from splore.names import nearest
 from splore.vision.data.batches import Batches, Data
 from splore.vision.data.folder import list_splits
 from splore.vision.data.images import image_shape
@@ -10,8 +12,8 @@ from splore.vision.data.memory import Augment, MemoryBatches
 from splore.vision.data.order import TestOrder, TrainOrder
 from splore.vision.data.scale import CIFAR_SCALES
 from splore.vision.data.small import SmallData, cifar, digits, small_folder
-from splore.vision.data.workers import WorkerBatches, available_workers
-from splore.vision.nets.named import UnknownName, nearest
+from splore.vision.data.workers import WorkerBatches
+from splore.vision.nets.named import UnknownName
 
 NAMES = ("digits", "cifar10", "cifar100", "folder", "imagenet")
 SMALL = 96
@@ -58,7 +60,7 @@ def open_data(
         FileNotFoundError: a folder, a split or a data set that is missing and could not be fetched.
         ImportError: torchvision or scikit-learn is not installed.
     """
-    workers = available_workers() if workers is None else workers
+    workers = cores_per_process() if workers is None else workers
     found = _find(name, root, workers, download)
     train_order = TrainOrder(len(found.train), batch_size, seed, rank, world_size)
     test_order = TestOrder(len(found.test), batch_size, rank, world_size)

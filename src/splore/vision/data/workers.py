@@ -1,6 +1,5 @@
 """Data sets too large for the memory, and users' own: worker processes read while the device computes."""
 
-import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -180,9 +179,3 @@ def _seeded(seed: int) -> Iterator[None]:
 
 def _as_it_is(batch: Any) -> Any:  # noqa: ANN401
     return batch
-
-
-def available_workers() -> int:
-    """Processor cores that this process may use, shared among the processes of the same job on this machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)

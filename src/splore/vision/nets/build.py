@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from splore.names import nearest
 from splore.vision.nets.digits import digits_cnn
-from splore.vision.nets.named import UnknownName, call, import_callable, nearest, takes
+from splore.vision.nets.named import UnknownName, call, import_callable, takes
 from splore.vision.nets.preactresnet import preactresnet20, preactresnet56, preactresnet110
 from splore.vision.nets.resnet import resnet20, resnet56
 from splore.vision.nets.vgg import vgg16, vgg19

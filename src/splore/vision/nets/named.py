@@ -1,27 +1,17 @@
-"""Finding things by a name that a user typed: suggestions for a misspelt one, and imports of `package.module:name`."""
+"""Things of a user's own, imported by `package.module:name`."""
 
-import difflib
 import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
+
+from splore.names import nearest
 
 
 class UnknownName(ValueError):
     """Nothing has the name that was asked for."""
-
-
-def nearest(name: str, known: Iterable[str], few: int = 12) -> str:
-    """A half sentence that offers the known names most like `name`; all of them where they are at most `few`."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
-    if close:
-        return "did you mean " + " or ".join(repr(each) for each in close) + "?"
-    if len(known) <= few:
-        return "known are " + ", ".join(known) + "."
-    return f"none of the {len(known)} known names is close to it."
 
 
 def import_callable(spec: str) -> Callable[..., Any]:
