@@ -6,7 +6,7 @@ python benchmarks/table.py > docs/results.md
 import json
 from pathlib import Path
 
-from splore.measure.report import Stage, stage_table
+from splore.measure.report import StageRow, stage_table
 
 RESULTS = Path(__file__).parent / "results"
 FIGURES = ("accuracy", "params", "params_kept", "macs_kept", "bytes")
@@ -16,7 +16,7 @@ def section(path: Path) -> str:
     """One run: what was run where, and its stages."""
     run = json.loads(path.read_text())
     recipe, machine, versions = run["recipe"], run["hardware"], run["versions"]
-    stages = [Stage(row["stage"], **{name: row[name] for name in FIGURES}) for row in run["stages"]]
+    stages = [StageRow(row["stage"], **{name: row[name] for name in FIGURES}) for row in run["stages"]]
     epochs = recipe["train"]["epochs"] + recipe["finetune"]["epochs"]
     return "\n".join(
         [

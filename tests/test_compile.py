@@ -7,7 +7,8 @@ import pytest
 import torch
 from command import TINY, Command, checkpoints, same_curves, splore, until
 
-from splore.runs.job import Job
+from splore.runs.prepare import prepare
+from splore.runs.processes import common_score
 from splore.runs.recipe import DataRecipe, Recipe
 from splore.train.loop import Position, fit
 
@@ -35,16 +36,16 @@ def test_only_full_batches_of_the_training_are_compiled(tmp_path):
     torch._dynamo.reset()
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
     model.compile(backend=lambda graph, _: graphs.append(graph) or graph.forward, dynamic=False)
-    job = Job(Recipe(data=DataRecipe(batch_size=500)), tmp_path)
+    prepared = prepare(Recipe(data=DataRecipe(batch_size=500)), tmp_path)
 
     def loss(outputs, labels, images):
         sizes.append(len(labels))
         return torch.nn.functional.cross_entropy(outputs, labels)
 
     fit(
-        model, job.data.train, torch.optim.SGD(model.parameters(), lr=0.1), job.accelerator, epochs=2,
+        model, prepared.data.train, torch.optim.SGD(model.parameters(), lr=0.1), prepared.accelerator, epochs=2,
         learning_rate=lambda progress: 0.1, loss=loss, position=Position(), compiled_batch=500,
-        end_epoch=lambda position: job.evaluate(model),
+        end_epoch=lambda position: common_score(model, prepared.data.test, prepared.accelerator),
     )  # fmt: skip
     assert sizes == [500, 500, 347] * 2 and len(graphs) == 1
 

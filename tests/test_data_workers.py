@@ -9,7 +9,7 @@ import torch
 from images import CPU, equal, write_images
 from PIL import Image
 
-from splore.runs.job import Job
+from splore.runs.prepare import prepare
 from splore.runs.recipe import DataRecipe, HardwareRecipe, Recipe
 from splore.vision.data import Augment, open_data
 
@@ -204,7 +204,7 @@ def test_the_layout_of_a_batch(tmp_path, shape):
 def test_a_run_has_its_images_in_the_layout_of_its_recipe(tmp_path, wanted):
     write_images(tmp_path)
     data = DataRecipe("folder", str(tmp_path), batch_size=4)
-    job = Job(Recipe(data=data, hardware=HardwareRecipe(channels_last=wanted)), tmp_path)
-    for batches in (job.data.train, job.data.test):
+    images = prepare(Recipe(data=data, hardware=HardwareRecipe(channels_last=wanted)), tmp_path).data
+    for batches in (images.train, images.test):
         x, _ = next(batches.epoch(0))
         assert x.is_contiguous(memory_format=torch.channels_last) == wanted

@@ -8,7 +8,7 @@ from torch import nn
 
 from splore.design.decompose import Design, decompose
 from splore.measure.cost import cost
-from splore.measure.report import Stage, count, layer_table, percent, show, size, stage_table
+from splore.measure.report import StageRow, count, layer_table, percent, show, size, stage_table
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,10 @@ def layers():
 @pytest.fixture
 def stages():
     return stage_table(
-        [Stage("dense", 93.456, 20_035_018, 1.0, 1.0, 80_192_800), Stage("cut", None, 629_099, 0.0314, 0.05, 2_400_000)]
+        [
+            StageRow("dense", 93.456, 20_035_018, 1.0, 1.0, 80_192_800),
+            StageRow("cut", None, 629_099, 0.0314, 0.05, 2_400_000),
+        ]
     )
 
 

@@ -21,9 +21,9 @@ from pathlib import Path
 import splore
 from splore.machine import cores_per_process
 from splore.postprocess.prune import budget_entries
-from splore.runs.job import on_stop
 from splore.runs.recipe import Recipe
 from splore.runs.recipe_file import load_recipe
+from splore.runs.stop import on_stop
 from splore.train.penalties import L1
 
 HERE = Path(__file__).parent

@@ -4,11 +4,11 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from splore.runs.folder import SUMMARY, check_free, claimed, held, stored_recipe, write_recipe
+from splore.runs.folder import RECIPE, SUMMARY, check_free, claimed, held, stored_recipe, write_recipe
 
 # Whatever imports PyTorch, recipes too, is imported within the commands: help and mistakes are to be answered at once.
 if TYPE_CHECKING:
@@ -33,40 +33,37 @@ def run(recipe: "Recipe", out: Path, resume: bool = False) -> int:
         raise Misuse(f"{out} holds the runs of several seeds: name them with --seeds to go on")
     text = recipe_yaml(recipe)
     first = not int(os.environ.get("RANK", "0"))  # of the processes of one job, the one that writes
-    with ExitStack() as hold:
-        try:
-            check(recipe)
-            if resume:
-                _check_same(out, text)
-            elif first:
-                check_free(out)
-        except (ValueError, FileNotFoundError) as error:
-            raise Misuse(str(error)) from error
-        if resume and (out / SUMMARY).exists():
-            print(f"the run in {out} is finished: nothing is left to do")
-            return 0
-        if resume and first:
-            hold.enter_context(held(out))
-        from splore.runs.run import Run
-        from splore.train.checkpoint import Checkpoints
-        from splore.train.loop import Diverged, Stopped
+    try:
+        check(recipe)
+        if resume:
+            _check_same(out, text)
+        elif first:
+            check_free(out)
+    except (ValueError, FileNotFoundError) as error:
+        raise Misuse(str(error)) from error
+    if resume and (out / SUMMARY).exists():
+        print(f"the run in {out} is finished: nothing is left to do")
+        return 0
+    from splore.runs.prepare import prepare
+    from splore.runs.run import Run
+    from splore.train.checkpoint import Checkpoints
+    from splore.train.loop import Diverged, Stopped
 
-        def begin() -> None:
-            if first and not resume:
-                hold.enter_context(claimed(out, text))
-
-        try:
-            Run(recipe, out, resume).execute(begin)
-        except (Stopped, KeyboardInterrupt):
-            go_on = f"the same command with --resume continues the run in {out}"
-            print(
-                f"splore: stopped; {go_on if (out / 'recipe.yaml').exists() else 'nothing was begun'}", file=sys.stderr
-            )
-            return 130
-        except Diverged as error:
-            last = Checkpoints(out / "checkpoints").newest()
-            kept = f"the last good checkpoint, {last}, is kept" if last else "there was no checkpoint yet"
-            raise Diverged(f"{error}; {kept}") from error
+    claim: AbstractContextManager = nullcontext()
+    try:
+        prepared = prepare(recipe, out)
+        if first:
+            claim = held(out) if resume else claimed(out, text)
+        with claim:
+            Run(prepared, out, resume).execute()
+    except (Stopped, KeyboardInterrupt):
+        go_on = f"the same command with --resume continues the run in {out}"
+        print(f"splore: stopped; {go_on if (out / RECIPE).exists() else 'nothing was begun'}", file=sys.stderr)
+        return 130
+    except Diverged as error:
+        last = Checkpoints(out / "checkpoints").newest()
+        kept = f"the last good checkpoint, {last}, is kept" if last else "there was no checkpoint yet"
+        raise Diverged(f"{error}; {kept}") from error
     return 0
 
 
@@ -107,11 +104,18 @@ def run_seeds(recipe: "Recipe", seeds: Sequence[int], out: Path, resume: bool = 
 
 def evaluate(file: str, data: "DataRecipe", model: str | None = None, device: Literal["auto", "cpu"] = "auto") -> int:
     """Classifies the test images with a model file and prints the accuracy."""
+    import torch
+    from accelerate import Accelerator
     from rich.console import Console
 
-    from splore.runs.run import evaluate_on
+    from splore.measure import accuracy
+    from splore.runs.prepare import check_outputs, open_split
 
-    score = evaluate_on(_loaded(file, model)[0], data, device)
+    accelerator = Accelerator(cpu=device == "cpu")
+    net = _loaded(file, model)[0].to(accelerator.device)
+    split = open_split(data, 0, accelerator, torch.channels_last)
+    check_outputs(net, split)
+    score = accuracy.evaluate(net, split.test)
     top5 = "" if score.top5 is None else f", top-5 {score.top5:.2f} %"
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{file}: accuracy {score.accuracy:.2f} %{top5}, loss {score.loss:.4f}, {score.samples:,} images")
@@ -140,13 +144,13 @@ def inspect(
         net = build(file_or_model, classes, image[0] if image else usual[0])
     shape = tuple(image) if image else usual
     try:
-        price = cost(net, shape)
+        found = cost(net, shape)
     except RuntimeError as error:
         raise Misuse(f"the net can't take images of shape {shape}, give theirs as --image: {error}") from error
     if as_json:
-        print(json.dumps(price.as_dict(), indent=2))
+        print(json.dumps(found.as_dict(), indent=2))
     else:
-        show(layer_table(price))
+        show(layer_table(found))
     return 0
 
 

@@ -20,7 +20,7 @@ _UNBOUNDED = 100_000
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageRow:
     """One row of a run's table: the network at the end of a stage.
 
     Attributes:
@@ -98,7 +98,7 @@ class Report:
         return captured.get().strip()
 
 
-def stage_table(stages: Iterable[Stage]) -> Report:
+def stage_table(stages: Iterable[StageRow]) -> Report:
     """The table of a run: one row per stage."""
     columns = (
         Column("stage", words=True), Column("accuracy"), Column("params", 2), Column("params kept"),

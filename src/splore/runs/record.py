@@ -10,7 +10,7 @@ from torch import nn
 from splore.measure.accuracy import Score
 from splore.measure.cost import Cost
 from splore.measure.provenance import provenance
-from splore.measure.report import Stage
+from splore.measure.report import StageRow
 from splore.runs.folder import write_summary
 from splore.runs.journal import Journal
 from splore.runs.recipe import Recipe
@@ -69,18 +69,18 @@ class Record:
         where = "" if at["optimizer"] is None else f", epoch {at['epoch'] + 1}, after {at['step']} of its steps"
         return f"going on in stage {at['stage']}{where}"
 
-    def add_row(self, name: str, score: Score, price: Cost) -> None:
+    def add_row(self, name: str, score: Score, cost: Cost) -> None:
         """Adds the network as it stands, already saved in its file, to the table of stages."""
         row = {
             "stage": name,
             "accuracy": score.accuracy,
             "top5": score.top5,
             "loss": score.loss,
-            "params": price.params,
-            "macs": price.macs,
+            "params": cost.params,
+            "macs": cost.macs,
             "bytes": (self.out / FILES[name]).stat().st_size if self.main else 0,
-            "params_kept": price.params_kept,
-            "macs_kept": price.macs_kept,
+            "params_kept": cost.params_kept,
+            "macs_kept": cost.macs_kept,
         }
         self.rows = [old for old in self.rows if old["stage"] != name] + [row]
         self.journal.add(row=row)
@@ -89,10 +89,10 @@ class Record:
         """A row of the table of stages."""
         return next((row for row in self.rows if row["stage"] == name), None)
 
-    def table(self) -> list[Stage]:
+    def table(self) -> list[StageRow]:
         """The table of stages."""
         names = ("accuracy", "params", "params_kept", "macs_kept", "bytes")
-        return [Stage(row["stage"], **{name: row[name] for name in names}) for row in self.rows]
+        return [StageRow(row["stage"], **{name: row[name] for name in names}) for row in self.rows]
 
     def checkpoint(
         self, stage: str, model: nn.Module | None, optimizer: torch.optim.Optimizer | None, at: Position
@@ -123,10 +123,10 @@ class Record:
         if optimizer is None:
             self.state = None
 
-    def summarise(self, recipe: Recipe, price: Cost, dense_bytes: int) -> dict:
-        """Writes summary.json and returns what it holds; `price` and `dense_bytes` serve where no dense net was run."""
+    def summarise(self, recipe: Recipe, cost: Cost, dense_bytes: int) -> dict:
+        """Writes summary.json and returns what it holds; `cost` and `dense_bytes` serve where no dense net was run."""
         keys = ("accuracy", "top5", "params", "macs", "bytes")
-        dense = self.row("dense") or {"params": price.dense_params, "macs": price.dense_macs, "bytes": dense_bytes}
+        dense = self.row("dense") or {"params": cost.dense_params, "macs": cost.dense_macs, "bytes": dense_bytes}
         summary: dict = {"dense": {key: dense.get(key) for key in keys}}
         compressed = self.row("after fine-tuning")
         if compressed:

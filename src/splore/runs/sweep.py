@@ -15,8 +15,8 @@ import torch
 from splore.machine import cores_per_process
 from splore.measure.report import Column, Report, percent, show, size
 from splore.runs.folder import RECIPE, SUMMARY, write_summary
-from splore.runs.job import on_stop
 from splore.runs.recipe import Recipe
+from splore.runs.stop import on_stop
 from splore.vision.data import open_data
 
 _EPOCH = re.compile(r"\w+ +epoch \d+/\d+ ")

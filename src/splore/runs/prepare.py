@@ -1,0 +1,150 @@
+"""What comes before a run: its device, data, net and structure, found possible before anything is written."""
+
+import copy
+import os
+import shlex
+import shutil
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from splore.design.decompose import Summary, decompose
+from splore.design.layers import decomposed_layers
+from splore.postprocess.prune import entries_within
+from splore.runs.recipe import DataRecipe, HardwareRecipe, Recipe, check, design_of
+from splore.vision.data import Data, open_data
+from splore.vision.nets import build
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe on the machine that it runs on, ready to be trained.
+
+    Attributes:
+        recipe: the recipe.
+        accelerator: the device and the processes that share the work.
+        data: the images, this process's share of each batch.
+        model: the net, on the device; decomposed unless the method is dense.
+        dense: its dense twin with the same starting values, where one is to be trained.
+        structure: what was decomposed; None where the method is dense.
+    """
+
+    recipe: Recipe
+    accelerator: Accelerator
+    data: Data
+    model: nn.Module
+    dense: nn.Module | None
+    structure: Summary | None
+
+    @property
+    def main(self) -> bool:
+        """Whether this process is the one that writes and speaks."""
+        return self.accelerator.is_main_process
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the processes share out the training's state, too."""
+        return self.recipe.hardware.parallel == "fsdp" and self.accelerator.num_processes > 1
+
+
+def prepare(recipe: Recipe, out: Path) -> Prepared:
+    """Opens the data, builds the net and decomposes it; `out` is where trackers will write.
+
+    Raises:
+        ValueError: a value that no run can have, a net that doesn't fit the data, a budget that can't be met.
+        FileNotFoundError: missing data, a missing compiler.
+        ImportError: a tracker, or a library of nets or data, that isn't installed.
+    """
+    check(recipe)
+    hardware = recipe.hardware
+    if hardware.threads:
+        torch.set_num_threads(hardware.threads)
+    accelerator = _accelerator(hardware, out)
+    layout = torch.channels_last if hardware.channels_last else torch.contiguous_format
+    data = open_split(recipe.data, recipe.seed, accelerator, layout)
+    torch.manual_seed(recipe.seed)
+    model = build(recipe.model, data.num_classes, data.image_shape[0], recipe.pretrained).to(accelerator.device)
+    if hardware.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    check_outputs(model, data)
+    dense = copy.deepcopy(model) if recipe.baseline or recipe.method == "dense" else None
+    structure = decompose(model, design_of(recipe)) if recipe.method != "dense" else None
+    _check_budget(recipe, model)
+    return Prepared(recipe, accelerator, data, model, dense, structure)
+
+
+def open_split(images: DataRecipe, seed: int, accelerator: Accelerator, layout: torch.memory_format) -> Data:
+    """The images that a recipe's `data` names; what is to be fetched is fetched by one process of each machine."""
+    with accelerator.local_main_process_first() if images.download else nullcontext():
+        return open_data(
+            images.name,
+            images.root,
+            batch_size=images.batch_size,
+            seed=seed,
+            device=accelerator.device,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            workers=images.workers,
+            download=images.download,
+            memory_format=layout,
+        )
+
+
+def check_outputs(model: nn.Module, data: Data) -> None:
+    """Raises ValueError when a model's output is not one number per class of the data."""
+    parameter = next(model.parameters())
+    training = model.training
+    try:
+        with torch.no_grad():
+            shape = tuple(model.eval()(parameter.new_zeros(1, *data.image_shape)).shape)
+    except RuntimeError as error:
+        raise ValueError(f"the model can't take images of shape {tuple(data.image_shape)}: {error}") from error
+    model.train(training)
+    if shape != (1, data.num_classes):
+        raise ValueError(
+            f"{data.name} has {data.num_classes} classes, but the model gives outputs of shape {shape[1:]} per image: "
+            "choose the data or the model so that they agree"
+        )
+
+
+def _check_budget(recipe: Recipe, model: nn.Module) -> None:
+    """Raises ValueError for a budget that the cut of S can't meet, before the hours that come before the cut."""
+    cut = recipe.cut
+    sparse = any(layer.S is not None for layer in decomposed_layers(model).values())
+    if not sparse or cut.params is None or not isinstance(cut.ranks, str):
+        return
+    try:
+        entries_within(model, cut.params, without_L=cut.ranks == "shared")
+    except ValueError as error:
+        raise ValueError(f"cut.params: {error}") from error
+
+
+def _accelerator(hardware: HardwareRecipe, out: Path) -> Accelerator:
+    AcceleratorState._reset_state()  # a process may make several runs, each of its own precision
+    accelerator = Accelerator(
+        cpu=hardware.device == "cpu",
+        mixed_precision={"fp32": "no"}.get(hardware.precision, hardware.precision),
+        log_with=list(hardware.trackers) or None,
+        project_dir=str(out / "trackers"),
+    )
+    for missing in set(hardware.trackers) - {str(tracker) for tracker in accelerator.log_with}:
+        raise ImportError(f"the tracker {missing} is not installed: pip install {missing}")
+    if hardware.compile and accelerator.device.type == "cpu":
+        _check_compiler()
+    return accelerator
+
+
+def _check_compiler() -> None:
+    """Raises FileNotFoundError where the C++ compiler that torch.compile uses on a CPU is missing."""
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(shlex.split(compiler)[0]) is None:
+        raise FileNotFoundError(
+            f"hardware.compile needs a C++ compiler on a CPU, and there is no {compiler}: install it (apt-get install "
+            "g++), name another one in the environment variable CXX, or set hardware.compile: false"
+        )
