@@ -59,7 +59,10 @@ void halve(const HalveArgs& args) {
     }
 }
 
-// The maximum (a NaN stays one) or the sum of windows of `kernel` neighbours, STRIDE apart; 0 takes the stride at run time.
+// `larger` for one number: a NaN on either side stays one.
+SPLORE_INLINE float larger_one(float x, float y) { return (y > x) | (y != y) ? y : x; }
+
+// The maximum or the sum of windows of `kernel` neighbours, STRIDE apart; 0 takes the stride at run time.
 template <bool MAX, int STRIDE>
 SPLORE_INLINE void slide(const PoolRowArgs& args) {
   const ptrdiff_t stride = STRIDE ? STRIDE : args.stride;
@@ -69,7 +72,7 @@ SPLORE_INLINE void slide(const PoolRowArgs& args) {
   for (ptrdiff_t j = 1; j < args.kernel; j++)
     for (ptrdiff_t o = 0; o < args.outputs; o++) {
       const float v = line[o * stride + j];
-      out[o] = !MAX ? out[o] + v : v <= out[o] ? out[o] : v;
+      out[o] = MAX ? larger_one(out[o], v) : out[o] + v;
     }
 }
 
@@ -79,7 +82,7 @@ void pool_row(const PoolRowArgs& args) {
     const float* x = args.x + i * args.row;
     for (ptrdiff_t j = 0; j < args.width; j++) {
       const float old = line[j];
-      line[j] = i == 0 ? x[j] : !args.max ? old + x[j] : x[j] <= old ? old : x[j];
+      line[j] = i == 0 ? x[j] : args.max ? larger_one(old, x[j]) : old + x[j];
     }
   }
   if (args.max) {

@@ -56,10 +56,15 @@ SPLORE_INLINE Vec pick_near(const float* from, int32_t start, const int32_t* ind
 // Comparisons are written so that a NaN stays one.
 SPLORE_INLINE Vec at_least(Vec x, float low) { return x < low ? broadcast(low) : x; }
 SPLORE_INLINE Vec at_most(Vec x, float high) { return x > high ? broadcast(high) : x; }
-SPLORE_INLINE Vec larger(Vec x, Vec y) { return x < y ? y : x; }
+SPLORE_INLINE Vec larger(Vec x, Vec y) {
+  const Vec most = x < y ? y : x;  // x where either is a NaN
+  return y != y ? y : most;
+}
 
-// e^x to about 1e-7: 2^n e^r with |r| <= ln 2 / 2, and a Taylor series for e^r.
+// e^x to about 1e-7: 2^n e^r with |r| <= ln 2 / 2, and a Taylor series for e^r. Infinite above 88, so that its reciprocal is 0
+// even beside the largest numbers.
 SPLORE_INLINE Vec exponential(Vec x) {
+  const Ints large = x > 88.0f;
   x = at_most(at_least(x, -87.0f), 88.0f);
   const float shifter = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, which lands in the low bits
   const Vec rounded = x * 1.44269504f + shifter;
@@ -73,7 +78,7 @@ SPLORE_INLINE Vec exponential(Vec x) {
   p = p * r + 1.0f;
   p = p * r + 1.0f;
   const Ints power = (Ints(rounded) - Ints(broadcast(shifter)) + 127) << 23;
-  return p * Vec(power);
+  return large ? broadcast(__builtin_inff()) : p * Vec(power);
 }
 
 SPLORE_INLINE Vec sigmoid(Vec x) { return 1.0f / (1.0f + exponential(-x)); }
