@@ -1,0 +1,53 @@
+"""The examples run as they stand, from the folder that a clone is."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*words, folder):
+    """What a command prints, in a folder of its own; it must succeed."""
+    done = subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_loop_of_ones_own_keeps_a_twentieth_of_the_parameters_and_the_accuracy(tmp_path):
+    out = run(ROOT / "examples/train.py", folder=tmp_path)
+    rows = {line[:8].strip(): line[8:].split() for line in out.splitlines() if " % " in line}
+    assert rows.keys() == {"dense", "A·B + S"}, out
+    dense, ours = (float(rows[net][0]) for net in ("dense", "A·B + S"))
+    assert dense > 97 and ours > dense - 2
+    assert rows["dense"][3] == "100.00%" and rows["A·B + S"][3] == "5.00%"
+    assert (tmp_path / "digits.safetensors").stat().st_size < 30_000
+
+
+@pytest.mark.slow
+def test_an_engine_is_served_from_threads_without_torch(tmp_path):
+    out = run(ROOT / "examples/deploy.py", folder=tmp_path)
+    assert "without torch" in out and "largest difference" in out
+
+
+@pytest.mark.slow
+def test_a_data_set_and_a_net_of_ones_own(tmp_path):
+    out = run("-m", "splore", "run", "examples/own_recipe.yaml", "--out", tmp_path / "own", folder=ROOT)
+    compressed = re.search(r"after fine-tuning +(\S+) % +\S+ k +(\S+) %", out)
+    assert compressed, out
+    assert float(compressed[1]) > 90 and compressed[2] == "10.00"
+    model = tmp_path / "own/model.safetensors"
+    words = ["-m", "splore", "evaluate", model, "--model=examples.own:net", "--data.name=examples.own:stripes"]
+    assert f"{compressed[1]} %" in run(*words, folder=ROOT)
