@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from splore.design.layers import LowRankSparse, LowRankSparseConv2d, LowRankSparseLinear
 from splore.design.matrix import Scheme, unfold
 from splore.design.ranks import Budget, Rank, check_rank, choose_rank, largest_useful_rank, ranks_within
-from splore.design.select import Pattern, select
+from splore.design.select import Pattern, replace, select
 from splore.design.start import Start, from_scratch, from_trained
 
 
@@ -111,11 +111,7 @@ def decompose(model: nn.Module, design: Design) -> Summary:
             "nothing to decompose: "
             + (f"every selected layer stays dense ({found})" if dense else f"no layer matches {list(design.include)}")
         )
-    replacements = {id(layers[name]): _decomposed(layers[name], matrices[name], ranks[name], design) for name in ranks}
-    for path, module in list(model.named_modules(remove_duplicate=False)):
-        if id(module) in replacements:
-            parent, _, child = path.rpartition(".")
-            setattr(model.get_submodule(parent), child, replacements[id(module)])
+    replace(model, {layers[name]: _decomposed(layers[name], matrices[name], ranks[name], design) for name in ranks})
     return Summary(ranks, dense, tuple(idle))
 
 
@@ -166,11 +162,5 @@ def materialise(model: nn.Module) -> nn.Module:
 
     Returns the dense layer itself when the model is a single decomposed layer.
     """
-    if isinstance(model, LowRankSparseConv2d | LowRankSparseLinear):
-        return model.to_dense()
-    dense: dict[int, nn.Module] = {}
-    for path, module in list(model.named_modules(remove_duplicate=False)):
-        if isinstance(module, LowRankSparseConv2d | LowRankSparseLinear):
-            parent, _, child = path.rpartition(".")
-            setattr(model.get_submodule(parent), child, dense.setdefault(id(module), module.to_dense()))
-    return model
+    kinds = LowRankSparseConv2d | LowRankSparseLinear
+    return replace(model, {layer: layer.to_dense() for layer in model.modules() if isinstance(layer, kinds)})

@@ -55,9 +55,13 @@ def choose_rank(rank: int | float | Energy, matrix: Tensor) -> int:
         return rank
     if isinstance(rank, float):
         return max(1, round(rank * min(matrix.shape)))
-    energies = singular_energies(matrix)
-    reached = energies.cumsum(0) >= rank.energy * energies.sum() * (1 - 1e-12)
-    return int(reached.nonzero()[0, 0]) + 1
+    return count_holding(singular_energies(matrix), rank.energy * (1 - 1e-12))  # what is rounded counts as nothing
+
+
+def count_holding(energies: Tensor, share: float) -> int:
+    """How many of the energies, largest first, together hold at least this share of their sum; at least 1."""
+    reached = energies.cumsum(0)
+    return int((reached < share * reached[-1]).sum()) + 1
 
 
 def largest_useful_rank(shape: tuple[int, ...] | torch.Size) -> int:

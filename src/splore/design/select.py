@@ -1,8 +1,8 @@
-"""Which layers of a model are meant: by name, glob, regular expression or class."""
+"""Which layers of a model are meant, by name, glob, regular expression or class; and others in their places."""
 
 import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -54,3 +54,14 @@ def select(
         if hits and not vetoes:
             selected.append(own[0])
     return selected, [pattern for pattern in (*include, *exclude) if pattern not in busy]
+
+
+def replace(model: nn.Module, others: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """Puts other modules in the places of some, in place, wherever the model holds them.
+
+    Returns the model, or what replaces it where it is itself to be replaced.
+    """
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if path and module in others:
+            model.set_submodule(path, others[module])
+    return others.get(model, model)

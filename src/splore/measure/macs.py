@@ -16,6 +16,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from splore.design.layers import LowRankSparse
 from splore.design.matrix import Scheme, matrix_shape
+from splore.forward import evaluating
 
 
 class Work(NamedTuple):
@@ -77,15 +78,11 @@ def layer_work(layer: nn.Module, x: Tensor, y: Tensor) -> Work:
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode within; afterwards each module's own mode and all buffers are what they were."""
-    modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone(), buffer._version) for buffer in model.buffers()]
-    for module, _ in modes:
-        module.training = False
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
-        for module, training in modes:
-            module.training = training
         for buffer, before, version in buffers:
             if buffer._version != version:
                 buffer.copy_(before)

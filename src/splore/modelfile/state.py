@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from splore.design.layers import LowRankSparse, LowRankSparseConv2d, LowRankSparseLinear
+from splore.design.select import replace
 from splore.modelfile.packed import Index, PackedSparse, pack, unpack
 from splore.modelfile.structure import IndexStructure, LayerStructure, ModelFileError, SparseStructure, Structure, join
 
@@ -98,8 +99,7 @@ def restore(model: nn.Module, structure: Structure, tensors: Mapping[str, Tensor
             for name in layer.names:
                 state[join(name, "S")], state[join(name, "mask")] = S, mask
     state |= {name: tensors[stored] for name, stored in structure.ties.items()}
-    for layer in structure.layers:
-        model = _decomposed(model, layer)
+    model = replace(model, dict(_decomposed(model, layer) for layer in structure.layers))
     for name, t in model.state_dict(keep_vars=True).items():
         if t.dtype != state[name].dtype:
             t.data = t.data.to(state[name].dtype)
@@ -201,21 +201,13 @@ def _other_network(expected: str | Signature, found: str | Signature, name: str)
     )
 
 
-def _decomposed(model: nn.Module, layer: LayerStructure) -> nn.Module:
-    """The model with the new layer, still without values, in place of the dense one."""
+def _decomposed(model: nn.Module, layer: LayerStructure) -> tuple[nn.Module, LowRankSparse]:
+    """A dense layer of the model, and the one of the file that takes its place, still without values."""
     dense, sparse = model.get_submodule(layer.names[0]), layer.sparse is not None
-    new: LowRankSparse
     if isinstance(dense, nn.Conv2d):
-        new = LowRankSparseConv2d(dense, layer.rank, sparse, layer.scheme)
-    else:
-        assert isinstance(dense, nn.Linear)
-        new = LowRankSparseLinear(dense, layer.rank, sparse, layer.scheme)
-    for name in layer.names:
-        if not name:
-            return new
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, new)
-    return model
+        return dense, LowRankSparseConv2d(dense, layer.rank, sparse, layer.scheme)
+    assert isinstance(dense, nn.Linear)
+    return dense, LowRankSparseLinear(dense, layer.rank, sparse, layer.scheme)
 
 
 def _tie(model: nn.Module, name: str, stored: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from splore.design.layers import LowRankSparse, decomposed_layers, parameter_counts
+from splore.design.ranks import count_holding
 
 Score = Callable[[LowRankSparse], Tensor]
 """The importance of each entry of a layer's S, a tensor (m, k) of non-negative numbers comparable across layers."""
@@ -124,10 +125,8 @@ def _energetic(S: Tensor, energy: float) -> Tensor:
     """The mask of the smallest set of entries of S that holds this share of its energy; never an entry of zero."""
     squares = S.double().square().flatten()
     ordered, order = squares.sort(descending=True, stable=True)
-    reached = ordered.cumsum(0)
-    count = int((reached < energy * reached[-1]).sum()) + 1
     mask = torch.zeros(S.numel(), dtype=torch.bool, device=S.device)
-    mask[order[:count]] = True
+    mask[order[: count_holding(ordered, energy)]] = True
     return mask.view_as(S) & (S != 0)
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from splore.design.layers import LowRankSparse, decomposed_layers
+from splore.design.ranks import count_holding
 from splore.postprocess.prune import Score, entries_within, lamp
 
 Spectrum = tuple[Tensor, Tensor, Tensor]
@@ -57,8 +58,7 @@ def cut_ranks(model: nn.Module, energy: float) -> dict[str, int]:
         if layer.rank == 0:
             continue
         A, B, energies = _spectrum(layer)
-        reached = energies.cumsum(0)
-        rank = int((reached < energy * reached[-1]).sum()) + 1
+        rank = count_holding(energies, energy)
         if rank < layer.rank:
             layer.set_parts(A[:, :rank].to(layer.A), B[:rank].to(layer.B))
     return {name: layer.rank for name, layer in decomposed_layers(model).items()}

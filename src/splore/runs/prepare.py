@@ -16,6 +16,7 @@ from torch import nn
 
 from splore.design.decompose import Summary, decompose
 from splore.design.layers import decomposed_layers
+from splore.forward import evaluating
 from splore.postprocess.prune import entries_within
 from splore.runs.recipe import DataRecipe, HardwareRecipe, Recipe, check, design_of
 from splore.vision.data import Data, open_data
@@ -99,13 +100,11 @@ def open_split(images: DataRecipe, seed: int, accelerator: Accelerator, layout: 
 def check_outputs(model: nn.Module, data: Data) -> None:
     """Raises ValueError when a model's output is not one number per class of the data."""
     parameter = next(model.parameters())
-    training = model.training
     try:
-        with torch.no_grad():
-            shape = tuple(model.eval()(parameter.new_zeros(1, *data.image_shape)).shape)
+        with torch.no_grad(), evaluating(model):
+            shape = tuple(model(parameter.new_zeros(1, *data.image_shape)).shape)
     except RuntimeError as error:
         raise ValueError(f"the model can't take images of shape {tuple(data.image_shape)}: {error}") from error
-    model.train(training)
     if shape != (1, data.num_classes):
         raise ValueError(
             f"{data.name} has {data.num_classes} classes, but the model gives outputs of shape {shape[1:]} per image: "
