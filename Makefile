@@ -26,15 +26,17 @@ demo: setup  ## train, compress and compare on handwritten digits, into runs/dem
 test: setup check  ## the checks, then all tests
 	$(BIN)/python -m pytest -n auto
 
-check: setup  ## format, lint, types and the import contract
+check: setup  ## format, lint, types, the import contract, and the format of native/
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/clang-format --dry-run -Werror native/*.cpp native/*.h
 
 format: setup  ## rewrite the code in the house's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i native/*.cpp native/*.h
 
 bench: setup  ## compare the engine and a training step with other runtimes, into benchmarks/results (long)
 	$(BIN)/python -m pip install --quiet --editable ".[dev,bench]"

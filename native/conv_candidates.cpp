@@ -85,7 +85,8 @@ std::vector<ConvChoice> ConvStep::candidates() const {
         c.gathered = gathered, c.pattern = pattern;
         while (kTiles[c.tile].rows != s.rows || kTiles[c.tile].columns != s.columns) c.tile++;
         const int64_t down = layout_.pixels ? 1 : (map_.shape.h + s.rows - 1) / s.rows;
-        const int64_t across = ((layout_.pixels ? map_.vectors : map_.shape.w) + s.columns - 1) / s.columns, tiles = down * across;
+        const int64_t across = ((layout_.pixels ? map_.vectors : map_.shape.w) + s.columns - 1) / s.columns,
+                      tiles = down * across;
         // Few tiles are cut further, into output channels: what comes before S x is then done more than once.
         for (c.parts = 1; c.parts <= team_; c.parts += std::max(1, team_ - 1))
           if (c.parts == 1 ? tiles >= team_ : tiles < 4 * team_) add_blocks(c, list);
@@ -109,9 +110,7 @@ bool ConvStep::may_stay_inside(TileShape s) const {
 }
 
 // It asked for no border; what other readers asked for may be too narrow.
-bool ConvStep::must_stay_inside() const {
-  return !layout_.pixels && splore::may_stay_inside(op_.window, in_.shape, map_.shape);
-}
+bool ConvStep::must_stay_inside() const { return !layout_.pixels && splore::may_stay_inside(op_.window, in_.shape, map_.shape); }
 
 // Whether B can be transformed: neighbouring outputs share the inputs of 3 x 3 windows.
 bool ConvStep::may_transform(TileShape s) const {
@@ -178,12 +177,16 @@ std::string ConvStep::signature() const {
   const Window& w = op_.window;
   const double elements = double(op_.weight.n * in_.shape.c * w.taps());
   const int64_t density = std::lround(40.0 * double(nonzeros_) / elements);
+  const int64_t shapes[] = {in_.shape.c,  in_.shape.h,  in_.shape.w, map_.shape.c,
+                            map_.shape.h, map_.shape.w, in_.plane,   map_.plane};
+  const int64_t window[] = {w.kernel_h, w.kernel_w, w.stride_h, w.stride_w, w.dilation_h, w.dilation_w, w.top, w.left};
+  const int64_t rest[] = {op_.groups,         op_.weight.rank,   density, residual_ != nullptr,
+                          residual_ == &map_, second != nullptr, pooled_};
   std::string text;
-  for (int64_t x : {in_.shape.c, in_.shape.h, in_.shape.w, map_.shape.c, map_.shape.h, map_.shape.w, w.kernel_h, w.kernel_w,
-                    w.stride_h, w.stride_w, w.dilation_h, w.dilation_w, w.top, w.left, op_.groups, op_.weight.rank, density,
-                    int64_t(residual_ != nullptr), int64_t(residual_ == &map_), int64_t(second != nullptr), int64_t(pooled_),
-                    int64_t(in_.plane), int64_t(map_.plane)})
-    text += std::to_string(x) + ",";
+  const auto add = [&](int64_t x) { text += std::to_string(x) + ","; };
+  std::for_each(std::begin(shapes), std::end(shapes), add);
+  std::for_each(std::begin(window), std::end(window), add);
+  std::for_each(std::begin(rest), std::end(rest), add);
   return text;
 }
 

@@ -46,7 +46,8 @@ std::vector<int32_t> ConvStep::offsets_in_place() const {
   for (int64_t c = 0; c < in_.shape.c; c++)
     for (int64_t i = 0; i < w.kernel_h; i++)
       for (int64_t j = 0; j < w.kernel_w; j++)
-        offsets.push_back(checked(c * in_.plane + (i * w.dilation_h - w.top) * in_.row + (j * w.dilation_w - w.left) * in_.column));
+        offsets.push_back(
+            checked(c * in_.plane + (i * w.dilation_h - w.top) * in_.row + (j * w.dilation_w - w.left) * in_.column));
   return offsets;
 }
 
@@ -55,14 +56,17 @@ void ConvStep::choose(const ConvChoice& choice) {
   const TileShape shape = kTiles[choice.tile];
   const bool fits = layout_.pixels ? shape.columns <= map_.vectors : shape.rows <= map_.shape.h && shape.columns <= map_.shape.w;
   const bool sees = choice.inside ? may_stay_inside(shape) : !must_stay_inside();
-  if (!fits || !sees || (choice.winograd && !may_transform(shape)))
-    throw Error("a kernel was chosen that does not fit the map");
+  if (!fits || !sees || (choice.winograd && !may_transform(shape))) throw Error("a kernel was chosen that does not fit the map");
   const int tile_floats = shape.rows * shape.columns * layout_.lanes;
   std::vector<int32_t> offsets;
   if (!choice.gathered) offsets = offsets_in_place();
-  const PackRequest request{in_.shape.c, op_.window.taps(), choice.block_channels, choice.parts, tile_floats,
-                            choice.gathered, choice.dense, choice.dense_finish, choice.winograd ? kernels_.winograd_rows : 0,
-                            choice.pattern ? kernels_.pattern_rows : 0, choice.inside, &offsets};
+  PackRequest request{};
+  request.channels = in_.shape.c, request.taps = op_.window.taps(), request.block_channels = choice.block_channels;
+  request.parts = choice.parts, request.tile_floats = tile_floats, request.gathered = choice.gathered;
+  request.dense = choice.dense, request.dense_finish = choice.dense_finish, request.inside = choice.inside;
+  request.winograd_rows = choice.winograd ? kernels_.winograd_rows : 0;
+  request.pattern_rows = choice.pattern ? kernels_.pattern_rows : 0;
+  request.offsets = &offsets;
   packed_.reset();
   if (choice.dense && folded_.empty()) folded_ = fold(op_);
   if (!choice.dense && !matrix_) matrix_ = std::make_unique<SparseMatrix>(op_, in_.shape.c);

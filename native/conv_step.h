@@ -54,9 +54,7 @@ class ConvStep : public Step {
   int64_t tasks() const override { return tiles_down_ * tiles_across_ * int64_t(packed_->parts.size()); }
   void run(int64_t task, const Run& run, const Scratch& scratch) const override;
   ScratchSize scratch() const override;
-  std::string kernel() const override {
-    return describe(choice_) + (pooled_ ? ", pooled" : "") + (in_turns ? ", in turns" : "");
-  }
+  std::string kernel() const override { return describe(choice_) + (pooled_ ? ", pooled" : "") + (in_turns ? ", in turns" : ""); }
   int64_t multiply_adds() const override;
   int64_t packed_bytes() const override { return packed_ ? packed_->bytes() : 0; }
 

@@ -44,7 +44,10 @@ struct Locked {
 };
 
 Engine::Engine(const splore_program& program, const std::string& isa)
-    : program_(check_program(program)), kernels_(supported(isa)), process_(int(getpid())), mutex_(std::make_unique<std::mutex>()) {}
+    : program_(check_program(program)),
+      kernels_(supported(isa)),
+      process_(int(getpid())),
+      mutex_(std::make_unique<std::mutex>()) {}
 
 Engine::~Engine() {
   if (process_ != int(getpid())) (void)team_.release();

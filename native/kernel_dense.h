@@ -64,8 +64,8 @@ SPLORE_INLINE void dense_chunks(const float* weights, const int32_t* offsets, in
   if constexpr (V + N < T) dense_chunks<G, V + N, T>(weights, offsets, columns, row, x, sink);
 }
 
-// G rows of a dense matrix, packed by kRowGroup, for row ROW of a map that is the whole tile: a vector of the input is loaded once
-// for all of the taps of its row of the window, and none from beyond the map.
+// G rows of a dense matrix, packed by kRowGroup, for row ROW of a map that is the whole tile: a vector of the input is loaded
+// once for all of the taps of its row of the window, and none from beyond the map.
 template <int G, int ROW, int R, int C, class Sink>
 SPLORE_INLINE void inside_row(const float* weights, const int32_t* offsets, int channels, int row, const float* x,
                               ptrdiff_t pitch, const Sink& sink) {

@@ -32,8 +32,8 @@ template <int TAP, int R, int C, int STEP, int U>
 SPLORE_INLINE const Entry* add_inside(const Entry* entry, const int32_t* counts, const Corner<R, C, STEP>& x,
                                       Vec (&sum)[U][R * C]) {
   if constexpr (TAP < kInsideTaps) {
-    constexpr int down = TAP / 3 - 1, right = TAP % 3 - 1;
-    const auto add = [&](Vec(&to)[R * C], const Entry& e) __attribute__((always_inline)) {
+    constexpr int T = R * C, down = TAP / 3 - 1, right = TAP % 3 - 1;
+    const auto add = [&](Vec(&to)[T], const Entry& e) __attribute__((always_inline)) {
       const Vec w = broadcast(e.value);
       const ptrdiff_t offset = e.offset;
 #pragma GCC unroll 16

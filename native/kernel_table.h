@@ -13,7 +13,9 @@ const Kernels* SPLORE_TABLE() {
                                 kPatternRows,
                                 kPatternVectors,
                                 {
+  // clang-format off
 #define SPLORE_TILE_KERNELS(R, C) {conv_tile<R, C, 1>, conv_tile<R, C, vectors_only(R, C) ? 1 : 2>},
+                                    // clang-format on
                                     SPLORE_TILES(SPLORE_TILE_KERNELS)
 #undef SPLORE_TILE_KERNELS
                                 },

@@ -20,9 +20,7 @@ typedef int32_t Ints __attribute__((vector_size(L * 4), aligned(4), may_alias));
 SPLORE_INLINE Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 SPLORE_INLINE void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
 SPLORE_INLINE Vec broadcast(float x) { return x - Vec{}; }
-SPLORE_INLINE Vec masked(Vec v, const int32_t* mask) {
-  return Vec(Ints(v) & *reinterpret_cast<const Ints*>(mask));
-}
+SPLORE_INLINE Vec masked(Vec v, const int32_t* mask) { return Vec(Ints(v) & *reinterpret_cast<const Ints*>(mask)); }
 
 // A value that stays in a register for all its uses: the compiler would rather read it again for each.
 SPLORE_INLINE Vec held(Vec v) {

@@ -87,8 +87,9 @@ void winograd_tile(const float* weights, const ConvBlock& block, const float* x,
     for (int c = 0; c < C; c += 2) {
       const float* from = x + r * pitch + c * L;
       float* to = t + (ptrdiff_t(r) * C + c) * L;
-      const auto piece = r + 1 < R ? c + 1 < C ? winograd_piece<2, 2, G> : winograd_piece<2, 1, G>
-                                   : c + 1 < C ? winograd_piece<1, 2, G> : winograd_piece<1, 1, G>;
+      const auto piece = r + 1 < R   ? c + 1 < C ? winograd_piece<2, 2, G> : winograd_piece<2, 1, G>
+                         : c + 1 < C ? winograd_piece<1, 2, G>
+                                     : winograd_piece<1, 1, G>;
       piece(weights, block.offsets, channels, from, pitch, to, C * L, ptrdiff_t(R) * C * L, first);
     }
 }

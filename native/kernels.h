@@ -25,7 +25,8 @@ struct SparseRow {
 struct SparseBlock {
   const SparseRow* rows;
   const Entry* entries;
-  const int32_t* tap_counts;  // kInsideTaps for each row, whose entries are sorted by tap, if the tile is the whole map; else null
+  // kInsideTaps for each row, whose entries are sorted by tap, if the tile is the whole map; else null.
+  const int32_t* tap_counts;
   int32_t row_count;
 };
 
@@ -126,10 +127,12 @@ struct TileShape {
 
 // The tiles that the kernels are compiled for: output pixels in the images layout, vectors of pixels in the other. The first
 // ones serve both, the next ones a row of vectors only, and the last ones rows of pixels.
+// clang-format off
 #define SPLORE_TILES(X) \
   X(1, 1) X(1, 2) X(1, 4) X(1, 7) X(1, 8) X(1, 14) \
   X(1, 3) X(1, 5) X(1, 6) X(1, 12) \
   X(2, 2) X(2, 4) X(2, 7) X(2, 8) X(4, 4)
+// clang-format on
 
 constexpr TileShape kTiles[] = {
 #define SPLORE_TILE_SHAPE(R, C) {R, C},

@@ -62,8 +62,7 @@ const int32_t* Layout::mask(const Storage& s) {
   if (mask.empty()) {
     mask.resize(size_t(s.vectors * lanes));
     for (int i = 0; i < images; i++)
-      for (int64_t y = 0; y < s.shape.h; y++)
-        std::fill_n(mask.begin() + i * s.image + y * s.row, s.shape.w, -1);
+      for (int64_t y = 0; y < s.shape.h; y++) std::fill_n(mask.begin() + i * s.image + y * s.row, s.shape.w, -1);
   }
   return mask.data();
 }

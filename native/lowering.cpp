@@ -25,8 +25,8 @@ bool has_even_tiles(const Shape& shape) { return shape.w % 4 == 0 || shape.w % 7
 // A pool that a convolution can do for its tiles.
 bool halves(const Op& op, const Shape& in) {
   const Window& w = op.window;
-  return op.kind == SPLORE_MAX_POOL && w.kernel_h == 2 && w.kernel_w == 2 && w.stride_h == 2 && w.stride_w == 2 &&
-         !w.top && !w.left && !w.bottom && !w.right && in.h % 2 == 0 && in.w % 2 == 0;
+  return op.kind == SPLORE_MAX_POOL && w.kernel_h == 2 && w.kernel_w == 2 && w.stride_h == 2 && w.stride_w == 2 && !w.top &&
+         !w.left && !w.bottom && !w.right && in.h % 2 == 0 && in.w % 2 == 0;
 }
 
 bool same(const Border& a, const Border& b) {

@@ -138,7 +138,8 @@ std::unique_ptr<Step> map_step(int index, const MapRequest& request, const Layou
   return std::make_unique<MapStep>(index, request, layout, kernels, out);
 }
 
-std::unique_ptr<Step> flatten_step(int index, const Layout& layout, const Kernels& kernels, const Storage& in, const Storage& out) {
+std::unique_ptr<Step> flatten_step(int index, const Layout& layout, const Kernels& kernels, const Storage& in,
+                                   const Storage& out) {
   return std::make_unique<FlattenStep>(index, layout, kernels, in, out);
 }
 

@@ -54,7 +54,8 @@ class PoolStep : public Step {
       if (!layout_.pixels)
         images_row(rows, from, to + y * out->row);
       else
-        for (int i = 0; i < run.images; i++) pixels_row(rows, from + i * in_.image, to + i * out->image + y * out->row, scratch.gathered);
+        for (int i = 0; i < run.images; i++)
+          pixels_row(rows, from + i * in_.image, to + i * out->image + y * out->row, scratch.gathered);
     }
   }
 

@@ -122,8 +122,9 @@ class Checker {
 
   Shape slide(Op& op, const int64_t* word, const Shape& x) {
     Window& w = op.window;
-    w = {word[SPLORE_KERNEL_H],   word[SPLORE_KERNEL_W],  word[SPLORE_STRIDE_H],   word[SPLORE_STRIDE_W],   word[SPLORE_PAD_TOP],
-         word[SPLORE_PAD_LEFT],   word[SPLORE_PAD_BOTTOM], word[SPLORE_PAD_RIGHT], word[SPLORE_DILATION_H], word[SPLORE_DILATION_W]};
+    w = {word[SPLORE_KERNEL_H],   word[SPLORE_KERNEL_W],  word[SPLORE_STRIDE_H],   word[SPLORE_STRIDE_W],
+         word[SPLORE_PAD_TOP],    word[SPLORE_PAD_LEFT],  word[SPLORE_PAD_BOTTOM], word[SPLORE_PAD_RIGHT],
+         word[SPLORE_DILATION_H], word[SPLORE_DILATION_W]};
     for (int64_t v : {w.kernel_h, w.kernel_w, w.stride_h, w.stride_w, w.dilation_h, w.dilation_w})
       expect(v >= 1 && v <= kMaxAttribute, "a kernel side, a stride or a dilation is out of range");
     for (int64_t v : {w.top, w.left, w.bottom, w.right}) expect(v >= 0 && v <= kMaxAttribute, "a pad is out of range");

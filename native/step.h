@@ -49,7 +49,8 @@ std::unique_ptr<Step> input_step(const Layout& layout, const Kernels& kernels, c
 std::unique_ptr<Step> output_step(const Layout& layout, const Kernels& kernels, const Storage& in);
 std::unique_ptr<Step> pool_step(int index, const Op& op, const Layout& layout, const Kernels& kernels, const Storage& in,
                                 const Storage& out);
-std::unique_ptr<Step> flatten_step(int index, const Layout& layout, const Kernels& kernels, const Storage& in, const Storage& out);
+std::unique_ptr<Step> flatten_step(int index, const Layout& layout, const Kernels& kernels, const Storage& in,
+                                   const Storage& out);
 
 // act(f(a, b)): see MapKind. A value may be written to channels from `channel` on of a larger one, for concat.
 struct MapRequest {
