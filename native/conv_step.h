@@ -63,7 +63,7 @@ class ConvStep : public Step {
   bool can_take_turns(const ConvStep& reader) const;
   int64_t tile_rows() const { return tiles_down_; }
   void run_tile_row(int64_t row, const Run& run, const Scratch& scratch) const;
-  int64_t rows_read(int64_t tile_row) const;  // of the input, from the top
+  int64_t rows_needed(int64_t tile_row, const ConvStep& maker) const;  // of what the maker stores, from the top
   int64_t rows_made(int64_t tile_row) const;  // of what is stored, from the top
   bool in_turns = false;  // with another convolution
 

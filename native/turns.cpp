@@ -12,19 +12,21 @@ constexpr int kRepeats = 4;
 }  // namespace
 
 bool ConvStep::can_take_turns(const ConvStep& reader) const {
-  // What the reader writes over must not be what this one still reads.
-  const bool over = reader.residual_ == &reader.map_ && (reader.residual_ == &in_ || reader.residual_ == residual_);
-  return (&reader.in_ == out || &reader.in_ == second) && !over;
+  // What the reader writes over must not be what this one still reads, nor what its last tiles, which reach back, write again.
+  const Storage* over = reader.residual_ == &reader.map_ ? reader.residual_ : nullptr;
+  return (&reader.in_ == out || &reader.in_ == second) && !(over && (over == &in_ || over == residual_ || over == out));
 }
 
 void ConvStep::run_tile_row(int64_t row, const Run& run, const Scratch& scratch) const {
   for (int64_t i = 0; i < tiles_across_; i++) this->run(row * tiles_across_ + i, run, scratch);
 }
 
-int64_t ConvStep::rows_read(int64_t tile_row) const {
+// Through its window, and one row for each row as its residual.
+int64_t ConvStep::rows_needed(int64_t tile_row, const ConvStep& maker) const {
   const Window& w = op_.window;
   const int64_t last = place(tile_row * tiles_across_).y + kTiles[choice_.tile].rows - 1;
-  return std::min(in_.shape.h, last * w.stride_h + (w.kernel_h - 1) * w.dilation_h - w.top + 1);
+  const int64_t read = std::min(in_.shape.h, last * w.stride_h + (w.kernel_h - 1) * w.dilation_h - w.top + 1);
+  return residual_ == maker.out ? std::max(read, last + 1) : read;
 }
 
 int64_t ConvStep::rows_made(int64_t tile_row) const {
@@ -53,7 +55,7 @@ void Slice::run_pair(size_t first, const Run& run, const Scratch& scratch) {
     made = maker.rows_made(next++);
   };
   for (int64_t row = 0; row < reader.tile_rows(); row++) {
-    while (made < reader.rows_read(row)) make();
+    while (made < reader.rows_needed(row, maker)) make();
     reader.run_tile_row(row, run, scratch);
   }
   while (next < maker.tile_rows()) make();  // what only others read

@@ -236,6 +236,22 @@ def test_compile_runs_the_faster_of_engine_and_torch(monkeypatch):
         assert engine.summary().startswith("Runs the dense network in torch, 1 ms") == (theirs < ours)
 
 
+@pytest.mark.parametrize("times", [(1.0, 2.0), (2.0, 1.0)])  # the engine wins, or the dense network does
+def test_an_engine_keeps_computing_what_it_was_compiled_from(times, monkeypatch):
+    normalised = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
+    head = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    model = decomposed(nn.Sequential(normalised, head), 2, 0.3).eval()
+    monkeypatch.setattr("splore.engine.engine.fastest_ms", lambda *_: times)
+    x = torch.randn(9, 3, 12, 12)
+    engine = compile(model, x[:2])
+    expected = model(x).detach()
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())):
+            tensor.mul_(1.5)
+    torch.testing.assert_close(engine(x), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(engine(x[:2]), expected[:2], rtol=1e-4, atol=1e-5)
+
+
 @needs_native
 def test_the_summary_says_how_many_weights_were_folded():
     model = decomposed(lively(ResNet(8, 10, 3)), 3, 0.4)

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from kernels import ISAS, conv_program, expect_equal, halved, planned
 from programs import floats, random_act, random_sparse
 
-from splore.engine.program import Act, Conv, Program, Scale, Weight
+from splore.engine import reference
+from splore.engine.native import NativeProgram
+from splore.engine.program import Act, Add, Conv, Program, Scale, Weight
 
 pytestmark = [
     pytest.mark.skipif(not ISAS, reason="the native library is not built"),
@@ -191,6 +193,40 @@ def test_convolutions_take_turns(seed, side, layers, kernel, images, isa):
     assert all("in turns" in step["kernel"] for step in steps if step["name"] in ("0", "1")) or any(
         step["kernel"] in ("map", "pool") for step in steps
     )
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 1 << 20),
+    side=st.tuples(st.integers(3, 15), st.integers(3, 15)),
+    window=st.sampled_from([1, 3, 5]),
+    stride=st.sampled_from([1, 2, 3]),
+    pre=st.booleans(),
+    read_again=st.booleans(),
+    kernel=st.sampled_from(["", " 1x4", " 1x7", " 2x2", " 2x7", " 4x4", "dense"]),
+    images=st.integers(16, 33),
+    isa=st.sampled_from(ISAS or [None]),
+)
+def test_what_was_in_memory_before_never_shows(seed, side, window, stride, pre, read_again, kernel, images, isa):
+    """A convolution whose maker is its residual too, and whose first rows may see nothing but padding. A run of NaN
+    comes first, so that whatever is read before it is written is NaN."""
+    rng = np.random.default_rng(seed)
+    pads = [max(0, (length - 1) * stride + window - length) for length in side]
+    top, left = (int(rng.integers(0, total + 1)) for total in pads)
+    pad = (top, left, pads[0] - top, pads[1] - left)
+    factors = Scale(floats(rng, 6), floats(rng, 6)) if pre else None
+    first = Conv("first", (0,), Weight(dense=floats(rng, 6, 3)), floats(rng, 6))
+    weight = Weight(dense=floats(rng, 6, 6 * window**2) / np.float32(window * 2))
+    second = Conv("second", (1, 1), weight, floats(rng, 6), (window,) * 2, (stride,) * 2, pad, pre=factors)
+    ops = (first, second, Add("again", (2, 1))) if read_again else (first, second)
+    program = Program((3, *side), ops)
+    engine = NativeProgram(program, isa)
+    engine.force(kernel)
+    engine.plan(images, 1)
+    x = floats(rng, images, *program.input)
+    engine.run(np.full_like(x, np.nan))
+    want = reference.run(program, x)
+    np.testing.assert_allclose(engine.run(x), want, rtol=1e-4, atol=1e-4 * float(np.abs(want).max()))
 
 
 @pytest.mark.parametrize("isa", ISAS)

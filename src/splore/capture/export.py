@@ -65,10 +65,11 @@ def capture(model: nn.Module, example_input: Tensor) -> Captured:
 
 
 def densified(model: nn.Module) -> tuple[nn.Module, dict[str, LowRankSparse]]:
-    """A copy of the model with dense layers for the decomposed ones, and those by every name that they have.
+    """A copy of the model with dense layers for the decomposed ones, and copies of those by every name that they have.
 
-    All other parameters and buffers are shared with the model.
+    No memory is shared with the model: what is made of the copy stays what it is, whatever becomes of the model.
     """
+    model = copy.deepcopy(model)
     modules = model.named_modules(remove_duplicate=False)
     layers = {path: module for path, module in modules if isinstance(module, LowRankSparse)}
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
