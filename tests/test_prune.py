@@ -21,6 +21,7 @@ from splore.postprocess.prune import (
     prune,
     relative,
 )
+from splore.postprocess.rank_cut import cut_ranks, share_budget
 
 SCORES = [magnitude, lamp, energy_share, relative]
 INTEGERS = st.lists(st.integers(-4, 4), min_size=1, max_size=9)
@@ -147,6 +148,7 @@ def test_budget_entries_tells_the_allowance_and_what_is_held_without_entries():
 
 @settings(max_examples=60)
 @given(rows=st.lists(INTEGERS, min_size=1, max_size=4), count=st.integers(1, 36), score=st.sampled_from(SCORES))
+@pytest.mark.filterwarnings("ignore:the budget")
 def test_the_entries_of_the_highest_scores_are_kept(rows, count, score):
     model = sparse(*rows)
     scores = [score(layer).flatten().tolist() for layer in decomposed_layers(model).values()]
@@ -160,12 +162,15 @@ def test_the_entries_of_the_highest_scores_are_kept(rows, count, score):
 
 
 @pytest.mark.parametrize("score", SCORES)
-def test_fewer_non_zeros_than_the_budget_allows_are_all_kept(score):
+def test_fewer_non_zeros_than_the_budget_allows_are_all_kept_and_that_is_said(score):
     model = sparse([3.0, 0.0, 1.0], [0.0, 2.0, 0.0])
-    assert prune(model, params=5, score=score) == pytest.approx({"0": 2 / 3, "1": 1 / 3})
+    said = "budget of 5 parameters leaves room for 5 entries of S, but only 3 are left, .*: the net holds 3"
+    with pytest.warns(UserWarning, match=said):
+        assert prune(model, params=5, score=score) == pytest.approx({"0": 2 / 3, "1": 1 / 3})
     assert parts(model) == [[3.0, 0.0, 1.0], [0.0, 2.0, 0.0]]
 
 
+@pytest.mark.filterwarnings("ignore:the budget")
 @pytest.mark.parametrize("how", [{"energy": 1.0}, {"params": 1.0}, {"params": 1.0, "score": magnitude}])
 def test_what_was_cut_never_comes_back(how):
     model = partly_decomposed()
@@ -241,6 +246,45 @@ def test_what_cannot_be_cut_is_refused_and_nothing_is_changed(arguments, message
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(ValueError, match=message):
         prune(model, **arguments)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("part", ["A", "B", "S"])
+@pytest.mark.parametrize(
+    "cut",
+    [
+        lambda m: prune(m, params=0.6),
+        lambda m: prune(m, energy=0.6),
+        lambda m: share_budget(m, 0.6),
+        lambda m: cut_ranks(m, 0.6),
+    ],
+)
+def test_weights_that_are_no_numbers_are_refused_by_every_cut(cut, part, bad):
+    model = partly_decomposed()
+    with torch.no_grad():
+        getattr(model[4], part)[0, 0] = bad
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=f"NaN or infinity in 1 of [0-9]+ entries of {part} in '4'"):
+        cut(model)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("cut", [prune, share_budget])
+@pytest.mark.parametrize(
+    "score, message",
+    [
+        (lambda layer: magnitude(layer) * float("nan"), "found NaN for '2'"),
+        (lambda layer: magnitude(layer).flatten(), r"a score for each entry of S, of shape \(12, 72\), found \(864,\)"),
+        (lambda layer: magnitude(layer).sum(), r"found \(\) for '2'"),
+    ],
+)
+def test_scores_that_are_none_are_refused_and_nothing_is_changed(cut, score, message):
+    model = partly_decomposed()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=message):
+        cut(model, params=0.7, score=score)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 

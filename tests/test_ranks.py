@@ -143,6 +143,37 @@ def test_one_layer_gets_the_rank_that_leaves_the_least_error():
         assert errors[rank] <= 1.02 * min(errors), (seed, rank, errors)
 
 
+@pytest.mark.filterwarnings("ignore:the budget")
+def test_within_a_mask_one_layer_gets_about_the_rank_that_leaves_the_least_error():
+    best = 0
+    for seed in range(12):
+        torch.manual_seed(seed)
+        layer = planted(seed % 5, 40 * (seed % 3), strength=0.3, noise=0.1)
+        U, s, Vh = torch.linalg.svd(layer.low_rank.detach(), full_matrices=False)
+        prune(nn.Sequential(layer), params=400 + 600)
+        W, S, params = layer.matrix.detach().clone(), layer.S.detach().clone(), 700
+        errors = []
+        for rank in range(5):
+            model = nn.Sequential(copy.deepcopy(layer))
+            A, B = U[:, :rank] * s[:rank], Vh[:rank]
+            model[0].set_parts(A, B, S + layer.low_rank.detach() - A @ B, layer.mask)
+            prune(model, params=params, score=magnitude)
+            errors.append(error(model, [W]))
+        model = nn.Sequential(layer)
+        rank = share_budget(model, params, score=magnitude)["0"]
+        best += errors[rank] == min(errors)
+        assert errors[rank] <= 1.35 * min(errors), (seed, rank, errors)
+    assert best >= 9
+
+
+def test_directions_that_no_entry_can_take_over_are_kept_as_far_as_the_budget_goes():
+    model = nn.Sequential(planted(4, 0), planted(2, 0))
+    prune(model, params=8 * 100 + 1)  # one entry is left, so nothing of L can go over into S
+    assert share_budget(copy.deepcopy(model), 8 * 100 + 1) == {"0": 4, "1": 4}
+    for rank in range(1, 8):
+        assert rank - 1 <= sum(share_budget(copy.deepcopy(model), rank * 100 + 1).values()) <= rank
+
+
 def test_masked_places_stay_masked_and_layers_without_s_alone():
     model = nn.Sequential(planted(1, 20), LowRankSparseLinear(nn.Linear(40, 40), 3, sparse=False))
     prune(model, params=0.5)

@@ -24,10 +24,12 @@ class Design:
         scheme: the matricisation of convolution kernels.
         include: layers to decompose: names, globs, `re:` patterns, class names or classes.
         exclude: layers to leave dense, in the same terms.
-        start: what a fresh draw becomes: `svd`, L its best rank-r approximation and S the rest; or `random`, A, B and S
-            drawn apart.
-        trained: start from the model's weights as trained values to be approximated, instead of as a fresh draw.
-        density: share of S kept at a trained start, between 0 and 1; a fresh start keeps all of S.
+        start: `trained` keeps the model's weights: A·B + S is what they are, or, without a sparse part, A·B their best
+            approximation of its rank. To start afresh: `svd` takes them as a draw, L its best rank-r approximation and
+            S the rest, and without a sparse part scales A·B to the draw's variance; `random` draws A, B and S apart.
+        trained: `True` says that start is to be `trained`, the default.
+        density: share of the entries of S, 0 to 1, that a trained start fills. Below 1 the weights are approximated.
+            The mask stays open: training may fill the rest.
     """
 
     rank: Rank = 0.05
@@ -35,9 +37,9 @@ class Design:
     scheme: Scheme = Scheme.CHANNEL
     include: tuple[Pattern, ...] = ("Conv2d", "Linear")
     exclude: tuple[Pattern, ...] = ()
-    start: Start = "svd"
+    start: Start = "trained"
     trained: bool = False
-    density: float = 0.1
+    density: float = 1.0
 
     def __post_init__(self) -> None:
         check_rank(self.rank)
@@ -45,6 +47,8 @@ class Design:
             raise ValueError("a design of rank 0 without a sparse part leaves no weight: give a rank or keep S")
         if self.start not in get_args(Start):
             raise ValueError(f"a start is one of {', '.join(get_args(Start))}, found {self.start!r}")
+        if self.trained and self.start != "trained":
+            raise ValueError(f"start={self.start!r} starts afresh, trained=True does not: leave one of them out")
         if isinstance(self.include, str) or isinstance(self.exclude, str):
             raise ValueError("include and exclude are tuples of patterns: write ('fc',) in place of 'fc'")
         if not 0 <= self.density <= 1:
@@ -75,12 +79,14 @@ class Summary:
 def decompose(model: nn.Module, design: Design) -> Summary:
     """Replaces layers of `model` in place by layers with W = A·B + S, and says what became of each selected one.
 
-    Takes any `nn.Module`. What can't be decomposed (grouped and depthwise convolutions, subclasses with a forward of
-    their own, parametrised or tied weights, layers that A and B would make larger) stays dense. Optimisers must be
-    built afterwards: the parameters are new.
+    Takes any `nn.Module`, and keeps what it has learned; for a start from scratch see `Design.start`. What can't be
+    decomposed (grouped and depthwise convolutions, subclasses with a forward of their own, parametrised or tied
+    weights, layers that A and B would make larger) stays dense. Optimisers must be built afterwards: the parameters
+    are new.
 
     Raises:
-        ValueError: nothing is left to decompose, the model itself is the layer, or a budget can't be met.
+        ValueError: nothing is left to decompose, the model itself is the layer, or a budget can't be met, or a
+            weight is not finite.
     """
     names, idle = select(model, (nn.Conv2d, nn.Linear), design.include, design.exclude)
     modules = dict(model.named_modules())
@@ -98,6 +104,9 @@ def decompose(model: nn.Module, design: Design) -> Summary:
     if "" in layers:
         raise ValueError("the model is itself the layer to replace: wrap it, as in nn.Sequential(layer)")
     matrices = {name: unfold(layer.weight.detach(), design.scheme) for name, layer in layers.items()}
+    for name, matrix in matrices.items():
+        if not matrix.isfinite().all():
+            raise ValueError(f"expected finite numbers, found NaN or infinity in the weight of {name!r}")
     ranks = _ranks(model, design, matrices)
     for name, rank in list(ranks.items()):
         most = largest_useful_rank(matrices[name].shape)
@@ -150,7 +159,7 @@ def _decomposed(layer: nn.Conv2d | nn.Linear, matrix: Tensor, rank: int, design:
         new = LowRankSparseConv2d(layer, rank, design.sparse, design.scheme)
     else:
         new = LowRankSparseLinear(layer, rank, design.sparse, design.scheme)
-    if design.trained:
+    if design.start == "trained":
         new.set_parts(*from_trained(matrix, rank, design.sparse, design.density))
     else:
         new.set_parts(*from_scratch(matrix, rank, design.sparse, design.start))

@@ -193,6 +193,18 @@ def decomposed_layers(model: nn.Module) -> dict[str, LowRankSparse]:
     return {name: module for name, module in model.named_modules() if isinstance(module, LowRankSparse)}
 
 
+def check_finite(model: nn.Module) -> None:
+    """Raises ValueError, with the place, for NaN or infinity in a decomposed layer: no cut can weigh such an entry."""
+    for name, layer in decomposed_layers(model).items():
+        for part, values in layer.named_parameters():
+            if not values.isfinite().all():
+                count = int((~values.isfinite()).sum())
+                raise ValueError(
+                    f"expected finite numbers, found NaN or infinity in {count:,} of {values.numel():,} entries of "
+                    f"{part} in {name!r}: go back to the last good checkpoint"
+                )
+
+
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
     """Parameters that `model` holds without any entry of S, and those of the dense net that it stands for."""
     layers = decomposed_layers(model).values()

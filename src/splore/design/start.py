@@ -1,10 +1,13 @@
 """Starting values of A, B and S.
 
-From scratch, L is the best rank-r approximation of the weight that the dense layer drew, and S is the rest: A·B + S is
-then exactly that draw, so the composed weight has the distribution that the dense layer would have had, and a network
-starts as the very function that its dense twin with the same seed starts as. Or A, B and S are drawn apart from each
-other, so that their sum has that distribution's variance. From a trained network, L and S are found by alternating a
-truncated SVD and a hard threshold (after GoDec: Zhou & Tao, 2011). All of them are our choice.
+From a trained weight W nothing is lost: L is its best rank-r approximation and S the rest, so A·B + S is W. Where S may
+keep only some of its entries, L and S are found by alternating a truncated SVD and a hard threshold (after GoDec: Zhou
+& Tao, 2011); without an S, A·B is the best approximation of its rank.
+
+From scratch, `svd` splits the weight that the dense layer drew in the same way, so the composed weight has the
+distribution that the dense layer would have had, and a network starts as the very function that its dense twin with the
+same seed starts as; or A, B and S are drawn apart from each other, so that their sum has that distribution's variance.
+All of them are our choice.
 """
 
 from typing import Literal
@@ -12,8 +15,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Start = Literal["svd", "random"]
-"""`svd` splits the draw of the dense layer; `random` draws A, B and S apart, half of the variance to A·B."""
+Start = Literal["trained", "svd", "random"]
+"""`trained` keeps the weight that the layer has. Two start afresh: `svd` splits the draw of the dense layer, `random`
+draws A, B and S apart, half of the variance to A·B."""
 
 
 def low_rank_factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -58,23 +62,27 @@ def from_scratch(matrix: Tensor, rank: int, sparse: bool, start: Start = "svd") 
 
 @torch.no_grad()
 def from_trained(
-    matrix: Tensor, rank: int, sparse: bool, density: float, rounds: int = 10
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """A, B, S and the mask of S that approximate a trained weight matrix (m, k).
+    matrix: Tensor, rank: int, sparse: bool, density: float = 1.0, rounds: int = 10
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """A, B and S from a trained weight matrix (m, k): with A·B + S = `matrix`, if S may keep all of its entries.
 
-    Alternates L := the best rank-r approximation of W - S, and S := the round(density m k) entries of W - L that are
-    largest in magnitude, for a number of rounds; S ends as W - L where it is kept, so those entries of W are exact.
+    With a lower density it alternates L := the best rank-r approximation of W - S, and S := the round(density m k)
+    entries of W - L that are largest in magnitude, for a number of rounds; S ends as W - L where it is kept, so those
+    entries of W are exact. Without a sparse part, A·B is the best rank-r approximation.
     """
-    if not sparse:
-        return *low_rank_factors(matrix, rank), None, None
-    kept = round(density * matrix.numel())
-    S = torch.zeros_like(matrix)
-    mask = torch.zeros_like(matrix, dtype=torch.bool)
     A, B = low_rank_factors(matrix, rank)
+    if not sparse:
+        return A, B, None
+    if density == 1:
+        return A, B, matrix - A @ B
     for _ in range(rounds):
-        rest = matrix - A @ B
-        mask = torch.zeros_like(mask)
-        mask.view(-1)[rest.abs().flatten().topk(kept).indices] = True
-        S = rest * mask
-        A, B = low_rank_factors(matrix - S, rank)
-    return A, B, (matrix - A @ B) * mask, mask
+        kept = _largest(matrix - A @ B, round(density * matrix.numel()))
+        A, B = low_rank_factors(matrix - (matrix - A @ B) * kept, rank)
+    return A, B, (matrix - A @ B) * kept
+
+
+def _largest(matrix: Tensor, count: int) -> Tensor:
+    """The mask of the `count` entries that are largest in magnitude."""
+    mask = torch.zeros_like(matrix, dtype=torch.bool)
+    mask.view(-1)[matrix.abs().flatten().topk(count).indices] = True
+    return mask

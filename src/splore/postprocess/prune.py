@@ -4,12 +4,13 @@ The energy of a matrix is the sum of its squares. What is cut is recorded in the
 fine-tuning, see `splore.hold_masks`.
 """
 
+import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from splore.design.layers import LowRankSparse, decomposed_layers, parameter_counts
+from splore.design.layers import LowRankSparse, check_finite, decomposed_layers, parameter_counts
 from splore.design.ranks import count_holding
 
 Score = Callable[[LowRankSparse], Tensor]
@@ -70,12 +71,13 @@ def prune(
         energy: the paper's rule, per layer: the smallest set of entries of S is kept that holds at least this share
             of S's energy, above 0 and at most 1.
         params: a budget for the whole net instead: parameters that it may hold after the cut, as a number, or as a
-            share (a float) of the parameters of the dense net. Met exactly, unless fewer entries are non-zero.
+            share (a float) of the parameters of the dense net. Met exactly, unless fewer entries are left, non-zero
+            and within the masks: those are all kept, and a warning says what the net holds.
         score: the global criterion by which `params` chooses entries.
 
     Raises:
         ValueError: not exactly one of `energy` and `params`; a value out of range; a budget below what the net holds
-            without any S; nothing to cut.
+            without any S; nothing to cut; weights or scores with NaN, or scores of another shape than S.
     """
     if (energy is None) == (params is None):
         raise ValueError("give exactly one of energy= (per layer) and params= (a budget for the whole net)")
@@ -85,10 +87,20 @@ def prune(
     if energy is not None:
         if not 0 < energy <= 1:
             raise ValueError(f"the energy to keep must be above 0 and at most 1, found {energy}")
+        check_finite(model)
         for layer in layers.values():
             _keep(layer, _energetic(layer.S.detach(), energy))
     else:
-        _keep_best(layers, entries_within(model, params), score)
+        allowed = entries_within(model, params)
+        check_finite(model)
+        missing = allowed - _keep_best(layers, allowed, score)
+        if missing > 0:
+            held = budget_entries(model, 1.0)[1] + allowed - missing
+            warnings.warn(
+                f"the budget of {held + missing:,} parameters leaves room for {allowed:,} entries of S, but only "
+                f"{allowed - missing:,} are left, non-zero and within the masks: the net holds {held:,}",
+                stacklevel=3,  # past the decorator
+            )
     return {name: layer.mask.double().mean().item() for name, layer in layers.items()}
 
 
@@ -130,10 +142,33 @@ def _energetic(S: Tensor, energy: float) -> Tensor:
     return mask.view_as(S) & (S != 0)
 
 
-def _keep_best(layers: dict[str, LowRankSparse], count: int, score: Score) -> None:
-    """Keeps the `count` entries of the highest score over all layers; of equal ones, those that come first."""
+def scores_within(name: str, layer: LowRankSparse, within: Tensor, score: Score) -> Tensor:
+    """The scores of the entries of a layer's S that a mask (m, k) names, flat, in float64.
+
+    Raises:
+        ValueError: scores that don't have the shape of S, or that are no numbers.
+    """
+    scores = score(layer)
+    if scores.shape != layer.S.shape:
+        raise ValueError(
+            f"expected a score for each entry of S, of shape {tuple(layer.S.shape)}, found {tuple(scores.shape)} for "
+            f"{name!r}"
+        )
+    scores = scores.double()[within]
+    if scores.isnan().any():
+        raise ValueError(f"expected numbers as scores, found NaN for {name!r}")
+    return scores
+
+
+def _keep_best(layers: dict[str, LowRankSparse], count: int, score: Score) -> int:
+    """Keeps the `count` entries of the highest score over all layers; of equal ones, those that come first.
+
+    Returns how many there were to keep, at most `count`.
+    """
     alive = [(layer.S != 0) & layer.mask for layer in layers.values()]
-    scores = torch.cat([score(layer).double()[keep] for layer, keep in zip(layers.values(), alive, strict=True)])
+    scores = torch.cat(
+        [scores_within(name, layer, keep, score) for (name, layer), keep in zip(layers.items(), alive, strict=True)]
+    )
     chosen = torch.zeros_like(scores, dtype=torch.bool)
     chosen[scores.argsort(descending=True, stable=True)[:count]] = True
     start = 0
@@ -143,6 +178,7 @@ def _keep_best(layers: dict[str, LowRankSparse], count: int, score: Score) -> No
         mask[keep] = chosen[start:end]
         _keep(layer, mask)
         start = end
+    return min(count, len(scores))
 
 
 def _keep(layer: LowRankSparse, mask: Tensor) -> None:

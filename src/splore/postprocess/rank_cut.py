@@ -1,16 +1,18 @@
 """Stage (c), post-processing: the ranks of L are cut, by the energy of singular values or to a budget shared with S."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
-from splore.design.layers import LowRankSparse, decomposed_layers
+from splore.design.layers import LowRankSparse, check_finite, decomposed_layers
 from splore.design.ranks import count_holding
-from splore.postprocess.prune import Score, entries_within, lamp
+from splore.postprocess.prune import Score, entries_within, lamp, scores_within
 
 Spectrum = tuple[Tensor, Tensor, Tensor]
 
 ROUNDS = 5
-"""How often ranks are chosen by the prices that the ranks before them left, where they do not settle sooner."""
+"""How often ranks are chosen by the costs that the ranks before them left, where they do not settle sooner."""
 
 
 def _spectrum(layer: LowRankSparse) -> Spectrum:
@@ -22,27 +24,34 @@ def _spectrum(layer: LowRankSparse) -> Spectrum:
     return Qa @ U * root, root[:, None] * (Vh @ Qb.T), s.square()
 
 
-def _move(layer: LowRankSparse, spectrum: Spectrum, rank: int) -> None:
-    """Gives a layer this rank; what L loses or gains by it, S gains or loses where its mask lets it."""
+def _at_rank(layer: LowRankSparse, W: Tensor, spectrum: Spectrum, rank: int) -> None:
+    """Gives a layer this rank; what of W that leaves over becomes S, where the mask lets it."""
     A, B, _ = spectrum
-    W = layer.matrix.detach()
     A, B = A[:, :rank].to(W), B[:rank].to(W)
     layer.set_parts(A, B, W - A @ B, layer.mask)
 
 
-def _cheapest(W: Tensor, spectrum: Spectrum, price: float) -> int:
-    """The rank r that makes least of sum of min((W - L_r)^2, price) + price r (m + k)."""
+def _cheapest(W: Tensor, mask: Tensor, spectrum: Spectrum, cost: float) -> int:
+    """The rank r that makes least of what is lost and paid, where a parameter costs as much as a loss of `cost`.
+
+    That is sum of min((W - L_r)^2, cost) where S may be, sum of (W - L_r)^2 where it may not, and cost r (m + k).
+    """
     A, B, energies = spectrum
-    rest, toll = W.clone(), price * sum(W.shape)
-    best, least = 0, rest.square().clamp_max(price).sum().item()
+    rest, step = W.clone(), cost * sum(W.shape)
+    best, least = 0, _lost(rest, mask, cost)
     for r in range(len(energies)):
-        if toll * (r + 1) >= least:
+        if step * (r + 1) >= least:
             break
         rest.addr_(A[:, r].to(W), B[r].to(W), alpha=-1)
-        loss = rest.square().clamp_max(price).sum().item() + toll * (r + 1)
+        loss = _lost(rest, mask, cost) + step * (r + 1)
         if loss < least:
             best, least = r + 1, loss
     return best
+
+
+def _lost(rest: Tensor, mask: Tensor, cost: float) -> float:
+    squares = rest.square()
+    return torch.where(mask, squares.clamp_max(cost), squares).sum().item()
 
 
 @torch.no_grad()
@@ -54,6 +63,7 @@ def cut_ranks(model: nn.Module, energy: float) -> dict[str, int]:
     """
     if not 0 < energy <= 1:
         raise ValueError(f"the energy to keep must be above 0 and at most 1, found {energy}")
+    check_finite(model)
     for layer in decomposed_layers(model).values():
         if layer.rank == 0:
             continue
@@ -74,7 +84,8 @@ def share_budget(model: nn.Module, params: int | float, score: Score = lamp) -> 
         sum of min((W - L_r)^2, p)  +  p r (m + k),
 
     what is lost in cutting S plus what L takes away from it. The directions above r go over into S, so that W = A·B + S
-    stays as it was; `prune` with the same budget and score is to follow. Optimisers must be built afterwards.
+    stays as it was; `prune` with the same budget and score is to follow. Where an earlier cut has masked S, nothing can
+    go over: there all of (W - L_r)^2 is lost, and counts as lost. Optimisers must be built afterwards.
 
     Args:
         model: a decomposed network.
@@ -88,42 +99,63 @@ def share_budget(model: nn.Module, params: int | float, score: Score = lamp) -> 
     if not layers:
         raise ValueError("the model has no sparse part to share a budget with: decompose it first, with sparse=True")
     budget = entries_within(model, params, without_L=True)
+    check_finite(model)
     parts = {name: _spectrum(layer) for name, layer in layers.items()}
+    weights = {name: layer.matrix.detach() for name, layer in layers.items()}
+    trials = copy.deepcopy(layers)  # the ranks are tried on these, so that an error leaves the model as it was
     ranks = dict.fromkeys(layers, 0)
-    for name, layer in layers.items():
-        _move(layer, parts[name], 0)
+    for name, trial in trials.items():
+        if not trial.mask.any():  # what an entry of such a layer would be worth is known from a whole S alone
+            trial.mask.fill_(True)
+        _at_rank(trial, weights[name], parts[name], 0)
     for _ in range(ROUNDS):
         before = ranks
-        ranks = _ranks_within(budget, layers, parts, score)
-        for name, layer in layers.items():
-            _move(layer, parts[name], ranks[name])
+        # What is outside a mask is W's, not the trial's: there it is gone with the directions that held it.
+        weights = {name: torch.where(x.mask, x.matrix.detach(), weights[name]) for name, x in trials.items()}
+        masks = {name: layer.mask for name, layer in layers.items()}
+        ranks = _ranks_within(budget, trials, masks, weights, parts, score)
+        for name, trial in trials.items():
+            _at_rank(trial, weights[name], parts[name], ranks[name])
         if ranks == before:
             break
+    for name, trial in trials.items():
+        layers[name].set_parts(trial.A, trial.B, trial.S, layers[name].mask)
     return {name: layer.rank for name, layer in decomposed_layers(model).items()}
 
 
 def _ranks_within(
-    budget: int, layers: dict[str, LowRankSparse], parts: dict[str, Spectrum], score: Score
+    budget: int,
+    layers: dict[str, LowRankSparse],
+    masks: dict[str, Tensor],
+    weights: dict[str, Tensor],
+    parts: dict[str, Spectrum],
+    score: Score,
 ) -> dict[str, int]:
-    """The ranks at the prices of entries for which ranks and entries together take the budget."""
-    weights = {name: layer.matrix.detach() for name, layer in layers.items()}
-    values = {name: score(layer).flatten().double().sort(descending=True).values for name, layer in layers.items()}
-    squares = {name: layer.S.detach().square().flatten().sort(descending=True).values for name, layer in layers.items()}
+    """The ranks at the costs of entries for which ranks and entries together take the budget."""
+    values = {name: scores_within(name, x, x.mask, score).sort(descending=True).values for name, x in layers.items()}
+    squares = {name: x.S.detach()[x.mask].square().sort(descending=True).values for name, x in layers.items()}
     ordered = torch.cat(list(values.values())).sort(descending=True).values
+    real = [values[name] for name, mask in masks.items() if mask.any()]  # the others' entries set a cost, and are none
 
-    def at(count: int) -> tuple[dict[str, int], int]:
-        """The ranks at the prices that hold when `count` entries are kept, and what they and the entries take."""
-        ranks = {}
+    def at(count: int, dearer: float = 1.0) -> tuple[dict[str, int], int]:
+        """The ranks at the costs that hold when the `count` best are kept, and what they and the entries take."""
+        ranks, least = {}, ordered[count - 1] if count else ordered[0] + 1
         for name in layers:
-            kept = int((values[name] >= ordered[count - 1]).sum())
-            ranks[name] = _cheapest(weights[name], parts[name], squares[name][max(kept, 1) - 1].item())
-        return ranks, count + sum(rank * sum(layers[name].S.shape) for name, rank in ranks.items())
+            kept = int((values[name] >= least).sum())
+            cost = dearer * squares[name][max(kept, 1) - 1].item()
+            ranks[name] = _cheapest(weights[name], masks[name], parts[name], cost)
+        entries = min(count, sum(int((scores >= least).sum()) for scores in real))
+        return ranks, entries + sum(rank * sum(layers[name].S.shape) for name, rank in ranks.items())
 
-    few, many = 0, min(budget, len(ordered))  # more entries make for lower prices, and so for higher ranks
-    while few < many:
+    few, many = 0, min(budget + len(ordered) - sum(map(len, real)), len(ordered))
+    while few < many:  # more entries make for lower costs, and so for higher ranks
         middle = (few + many + 1) // 2
         if at(middle)[1] <= budget:
             few = middle
         else:
             many = middle - 1
-    return at(few)[0] if few else dict.fromkeys(layers, 0)
+    if few:
+        return at(few)[0]
+    # Even beside a single entry the ranks would take more: where S is masked, directions can be worth many an entry.
+    tries = (at(0, 2.0 ** (quarters / 4)) for quarters in range(256))
+    return next((ranks for ranks, taken in tries if taken <= budget), dict.fromkeys(layers, 0))

@@ -40,8 +40,9 @@ class DesignRecipe:
         include: layers to decompose: names, globs, re: patterns or class names.
         exclude: layers to leave dense, in the same terms.
         start: from scratch, svd (L and S are parts of the weight that the dense layer draws) or random (A, B and S are
-            drawn apart).
-        density: share of S to keep when starting from a pre-trained net, 0 to 1.
+            drawn apart); trained keeps the weights that the net has, and so does each with pretrained: true.
+        density: share of the entries of S that a start from a pre-trained net fills, 0 to 1; below 1 its weights are
+            approximated. Training may fill the rest.
     """
 
     rank: Rank = 4
@@ -49,7 +50,7 @@ class DesignRecipe:
     include: list[str] = field(default_factory=lambda: ["Conv2d", "Linear"])
     exclude: list[str] = field(default_factory=list)
     start: Start = "svd"
-    density: float = 0.1
+    density: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -203,8 +204,7 @@ def design_of(recipe: Recipe) -> Design:
         scheme=Scheme(wish.scheme),
         include=tuple(wish.include),
         exclude=tuple(wish.exclude),
-        start=wish.start,
-        trained=recipe.pretrained,
+        start="trained" if recipe.pretrained else wish.start,
         density=wish.density,
     )
 
