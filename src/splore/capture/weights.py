@@ -28,9 +28,9 @@ def from_layer(layer: LowRankSparse) -> Weight:
     """The weight of a decomposed layer, part by part; folded to dense where they hold nearly as much as that."""
     spatial = layer.scheme is Scheme.SPATIAL and len(layer.weight_shape) == 4
     n = layer.weight_shape[0]
-    dense = _numpy(layer.weight).reshape(n, -1)
+    dense = _numpy(layer.compose()).reshape(n, -1)
     S = None if layer.S is None else _numpy(fold(layer.S, layer.weight_shape, layer.scheme)).reshape(n, -1)
-    stored = layer.A.numel() + layer.B.numel() + (0 if S is None else np.count_nonzero(S) / DENSE_FROM)
+    stored = sum(part.numel() for part in layer.factors) + (0 if S is None else np.count_nonzero(S) / DENSE_FROM)
     if stored >= dense.size:
         return from_dense(dense)
     sparse = Weight() if S is None else Weight(None, None, None, *csr(S))

@@ -1,15 +1,10 @@
-"""The layers whose weight is learned as W = A·B + S.
-
-With m x k the matrix of the weight (see `splore.design.matrix`):
-
-- `A` (m, r) and `B` (r, k): the low-rank part L = A·B; rank 0 means that there is none;
-- `S` (m, k): the sparse part, or None for a layer that is low-rank only;
-- `mask` (m, k), bool, stored with the state: where S may be non-zero. It is never inferred from S.
+"""The layers whose weight is learned as W = A·B + S, as `splore.design.low_rank_sparse` says.
 
 The forward pass composes W and runs one convolution or matrix product: the same function as two branches, at the cost
 of one small matrix product more than the dense layer.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -17,112 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.utils import _reverse_repeat_tuple
 
-from splore.design.matrix import Scheme, fold, matrix_shape
+from splore.design.low_rank_sparse import LowRankSparse
+from splore.design.matrix import Scheme
 
-
-class LowRankSparse(nn.Module):
-    """A layer with the weight W = A·B + S; what the convolution and the linear layer share.
-
-    Build one from a dense layer with `LowRankSparseConv2d.like` or `LowRankSparseLinear.like`; `splore.decompose` does
-    so for a whole network.
-    """
-
-    A: nn.Parameter
-    B: nn.Parameter
-    S: nn.Parameter  # None, like its mask, in a layer that is low-rank only
-    mask: Tensor
-    bias: nn.Parameter | None
-
-    def __init__(
-        self,
-        dense: nn.Conv2d | nn.Linear,
-        rank: int,
-        sparse: bool,
-        scheme: Scheme,
-    ) -> None:
-        super().__init__()
-        weight = dense.weight
-        self.scheme = scheme
-        self.weight_shape = tuple(weight.shape)
-        m, k = matrix_shape(weight.shape, scheme)
-        if not 0 <= rank <= min(m, k):
-            raise ValueError(f"rank must lie between 0 and {min(m, k)} for a {m} x {k} matrix, found {rank}")
-        if rank == 0 and not sparse:
-            raise ValueError(
-                "a layer of rank 0 without a sparse part has no weight: give a rank or keep the sparse part"
-            )
-        like: dict[str, Any] = {"dtype": weight.dtype, "device": weight.device}
-        self.A = nn.Parameter(torch.zeros(m, rank, **like))
-        self.B = nn.Parameter(torch.zeros(rank, k, **like))
-        if sparse:
-            self.S = nn.Parameter(torch.zeros(m, k, **like))
-            self.register_buffer("mask", torch.ones(m, k, dtype=torch.bool, device=weight.device))
-        else:
-            self.register_parameter("S", None)
-            self.register_buffer("mask", None)
-        for part in self.parameters():
-            part.requires_grad_(weight.requires_grad)  # a frozen layer stays frozen
-        self.register_parameter("bias", dense.bias)  # type: ignore[arg-type]
-        self.train(dense.training)
-
-    @property
-    def rank(self) -> int:
-        """r, the rank that the low-rank part can have."""
-        return self.A.shape[1]
-
-    @property
-    def low_rank(self) -> Tensor:
-        """L = A·B as a matrix (m, k)."""
-        return self.A @ self.B
-
-    @property
-    def matrix(self) -> Tensor:
-        """A·B + S as a matrix (m, k)."""
-        return self.A @ self.B if self.S is None else torch.addmm(self.S, self.A, self.B)
-
-    @property
-    def weight(self) -> Tensor:
-        """W = A·B + S in the shape of the dense layer's weight; differentiable."""
-        return fold(self.matrix, self.weight_shape, self.scheme)
-
-    @torch.no_grad()
-    def set_parts(self, A: Tensor, B: Tensor, S: Tensor | None = None, mask: Tensor | None = None) -> None:
-        """Replaces A (m, r), B (r, k) and, where the layer has them, S and its mask (m, k). The rank may change."""
-        m, k = matrix_shape(self.weight_shape, self.scheme)
-        if A.shape[0] != m or B.shape[1] != k or A.shape[1] != B.shape[0]:
-            raise ValueError(
-                f"expected A ({m}, r) and B (r, {k}) with one r, found {tuple(A.shape)} and {tuple(B.shape)}"
-            )
-        self._resize(A.shape[1])
-        self.A.copy_(A)
-        self.B.copy_(B)
-        if S is not None:
-            if self.S is None:
-                raise ValueError("this layer has no sparse part")
-            self.S.copy_(S)
-            if mask is not None:
-                self.mask.copy_(mask)
-                self.S.mul_(self.mask)
-
-    def _resize(self, rank: int) -> None:
-        """Gives A and B the places for another rank; nothing happens where they have it."""
-        if rank != self.rank:
-            m, k = matrix_shape(self.weight_shape, self.scheme)
-            self.A = nn.Parameter(self.A.new_empty(m, rank), requires_grad=self.A.requires_grad)
-            self.B = nn.Parameter(self.B.new_empty(rank, k), requires_grad=self.B.requires_grad)
-
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:  # noqa: ANN001, ANN002
-        # The rank is part of the state: a layer whose singular values were cut loads into one that was not.
-        A, B = state_dict.get(prefix + "A"), state_dict.get(prefix + "B")
-        if A is not None and B is not None and A.dim() == 2 and A.shape != self.A.shape:
-            m, k = matrix_shape(self.weight_shape, self.scheme)
-            if A.shape[0] == m and B.shape == (A.shape[1], k):
-                self._resize(A.shape[1])
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def _describe(self) -> str:
-        sparse = "" if self.S is None else ", sparse"
-        return f"rank={self.rank}{sparse}, scheme={self.scheme.value}, bias={self.bias is not None}"
+__all__ = ["LowRankSparse", "LowRankSparseConv2d", "LowRankSparseLinear", "decomposed_layers", "parameter_counts"]
 
 
 class LowRankSparseConv2d(LowRankSparse):
@@ -143,9 +36,9 @@ class LowRankSparseConv2d(LowRankSparse):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.padding_mode == "zeros":
-            return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation)
+            return F.conv2d(x, self.compose(), self.bias, self.stride, self.padding, self.dilation)
         x = F.pad(x, self._explicit_padding, mode=self.padding_mode)
-        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation)
+        return F.conv2d(x, self.compose(), self.bias, self.stride, 0, self.dilation)
 
     def to_dense(self) -> nn.Conv2d:
         """An `nn.Conv2d` that computes the same function; its weight is A·B + S, rounded once."""
@@ -156,7 +49,7 @@ class LowRankSparseConv2d(LowRankSparse):
             "dilation": self.dilation,
             "padding_mode": self.padding_mode,
         }
-        place: dict[str, Any] = {"device": self.A.device, "dtype": self.A.dtype}
+        place: dict[str, Any] = {"device": self.reference.device, "dtype": self.reference.dtype}
         dense = nn.Conv2d(self.in_channels, self.out_channels, bias=self.bias is not None, **geometry, **place)
         return _filled(dense, self)
 
@@ -175,13 +68,12 @@ class LowRankSparseLinear(LowRankSparse):
         self.in_features, self.out_features = dense.in_features, dense.out_features
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return F.linear(x, self.compose(), self.bias)
 
     def to_dense(self) -> nn.Linear:
         """An `nn.Linear` that computes the same function; its weight is A·B + S, rounded once."""
-        dense = nn.Linear(
-            self.in_features, self.out_features, self.bias is not None, device=self.A.device, dtype=self.A.dtype
-        )
+        place: dict[str, Any] = {"device": self.reference.device, "dtype": self.reference.dtype}
+        dense = nn.Linear(self.in_features, self.out_features, self.bias is not None, **place)
         return _filled(dense, self)
 
     def extra_repr(self) -> str:
@@ -209,9 +101,9 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
     """Parameters that `model` holds without any entry of S, and those of the dense net that it stands for."""
     layers = decomposed_layers(model).values()
     sparse = sum(layer.S.numel() for layer in layers if layer.S is not None)
-    factors = sum(layer.A.numel() + layer.B.numel() for layer in layers)
+    factors = sum(part.numel() for layer in layers for part in layer.factors)
     without = sum(p.numel() for p in model.parameters()) - sparse
-    return without, without - factors + sum(layer.A.shape[0] * layer.B.shape[1] for layer in layers)
+    return without, without - factors + sum(math.prod(layer.weight_shape) for layer in layers)
 
 
 def _explicit_padding(conv: nn.Conv2d) -> list[int]:
@@ -226,8 +118,8 @@ def _explicit_padding(conv: nn.Conv2d) -> list[int]:
 
 @torch.no_grad()
 def _filled(dense, layer: LowRankSparse):  # noqa: ANN001, ANN202
-    dense.weight.copy_(layer.weight)
-    dense.weight.requires_grad_(layer.A.requires_grad)
+    dense.weight.copy_(layer.compose())
+    dense.weight.requires_grad_(layer.reference.requires_grad)
     if layer.bias is not None:
         dense.bias.copy_(layer.bias)
         dense.bias.requires_grad_(layer.bias.requires_grad)

@@ -164,8 +164,8 @@ def _layer_cost(name: str, module: nn.Module, own: list[Tensor], work: Work) -> 
             name, kind, shape, None, None, None, None, params, params, work.macs, work.dense_macs, size, size
         )
     m, k = matrix_shape(module.weight_shape, module.scheme)
-    sparse = [t for t in own if t is module.S or t is module.mask]
-    factors = [t for t in own if t is module.A or t is module.B]
+    sparse = [t for t in own if t is module.S]
+    factors = [t for t in own if any(t is part for part in module.factors)]
     rest = params - sum(t.numel() for t in (*sparse, *factors) if isinstance(t, nn.Parameter))
     rest_bytes = size - sum(t.nbytes for t in (*sparse, *factors))
     packed = pack(module)
@@ -183,7 +183,7 @@ def _layer_cost(name: str, module: nn.Module, own: list[Tensor], work: Work) -> 
         macs=work.macs,
         dense_macs=work.dense_macs,
         bytes=rest_bytes + sum(t.nbytes for t in factors) + (0 if packed is None else packed.nbytes),
-        dense_bytes=rest_bytes + m * k * module.A.element_size(),
+        dense_bytes=rest_bytes + m * k * module.reference.element_size(),
     )
 
 

@@ -67,7 +67,7 @@ def layer_work(layer: nn.Module, x: Tensor, y: Tensor) -> Work:
             between = pixels // y.shape[-1] * x.shape[-1]
         nnz = 0 if layer.S is None else int(layer.S.count_nonzero())
         m, k = matrix_shape(layer.weight_shape, layer.scheme)
-        return Work(layer.B.numel() * between + (layer.A.numel() + nnz) * pixels, m * k * pixels)
+        return Work(layer.rank * (k * between + m * pixels) + nnz * pixels, m * k * pixels)
     assert isinstance(layer, _ConvNd | nn.Linear)
     # Each entry of a weight meets each output pixel once, or each input pixel where the convolution is transposed and
     # the first axis of the weight is that of the input channels.

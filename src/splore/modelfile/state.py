@@ -42,6 +42,12 @@ def to_tensors(model: nn.Module) -> tuple[Structure, dict[str, Tensor]]:
             tensors[name] = value.detach().to("cpu", copy=True).contiguous()
     structures = []
     for layer, names in layers.items():
+        if not layer.rank:  # the file has an empty A and B then
+            m, k = layer.mask.shape
+            tensors[join(names[0], "A")], tensors[join(names[0], "B")] = (
+                layer.S.new_empty(m, 0),
+                layer.S.new_empty(0, k),
+            )
         packed = pack(layer)
         structures.append(_structure(layer, tuple(names), packed))
         if packed is not None:

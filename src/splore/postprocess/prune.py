@@ -113,7 +113,7 @@ def budget_entries(model: nn.Module, params: int | float, without_L: bool = Fals
     held, dense = parameter_counts(model)
     if without_L:
         layers = [layer for layer in decomposed_layers(model).values() if layer.S is not None]
-        held -= sum(layer.A.numel() + layer.B.numel() for layer in layers)
+        held -= sum(part.numel() for layer in layers for part in layer.factors)
     return (int(params * dense) if isinstance(params, float) else params), held
 
 

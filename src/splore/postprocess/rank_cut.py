@@ -17,8 +17,10 @@ ROUNDS = 5
 
 def _spectrum(layer: LowRankSparse) -> Spectrum:
     """A (m, r) and B (r, k) whose product is L, by singular directions, and the energies of these, largest first."""
-    Qa, Ra = torch.linalg.qr(layer.A.detach().double())
-    Qb, Rb = torch.linalg.qr(layer.B.detach().double().T)
+    m, k = layer.matrix.shape
+    A, B = layer.factors or (layer.reference.new_empty(m, 0), layer.reference.new_empty(0, k))
+    Qa, Ra = torch.linalg.qr(A.detach().double())
+    Qb, Rb = torch.linalg.qr(B.detach().double().T)
     U, s, Vh = torch.linalg.svd(Ra @ Rb.T)
     root = s.sqrt()
     return Qa @ U * root, root[:, None] * (Vh @ Qb.T), s.square()

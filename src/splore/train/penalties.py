@@ -45,8 +45,8 @@ class L1:
     def __init__(self, model: nn.Module, strength: float, scaling: Scaling = Scaling.PCA) -> None:
         if strength < 0:
             raise ValueError(f"the strength of the l1 can't be negative, found {strength}")
-        parts = [layer.S for layer in decomposed_layers(model).values()]
-        self.parts: list[Tensor] = [S for S in parts if S is not None and S.requires_grad]
+        sparse = [layer for layer in decomposed_layers(model).values() if layer.S is not None]
+        self.parts: list[Tensor] = [layer.S for layer in sparse if layer.S.requires_grad]
         self.strengths = [strength * (max(S.shape) ** -0.5 if scaling is Scaling.PCA else 1.0) for S in self.parts]
         self._weights: Tensor | None = None
 
@@ -100,13 +100,19 @@ class FrobeniusDecay:
         if strength < 0:
             raise ValueError(f"the strength of the decay can't be negative, found {strength}")
         self.strength = strength
-        self.factors = [(layer.A, layer.B) for layer in decomposed_layers(model).values() if layer.rank]
+        self.layers = list(decomposed_layers(model).values())
+
+    @property
+    def factors(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        """A and B of each layer that has them now: the ranks may have been cut."""
+        return [(layer.A, layer.B) for layer in self.layers if layer.rank]
 
     def penalty(self) -> Tensor:
         """strength / 2 * sum ||A·B||_F^2, a differentiable scalar, by the r x r Gram matrices of A and B."""
-        if not self.strength or not self.factors:
+        factors = self.factors
+        if not self.strength or not factors:
             return torch.zeros(())
-        squares = [((A.T @ A) * (B @ B.T)).sum() for A, B in self.factors]
+        squares = [((A.T @ A) * (B @ B.T)).sum() for A, B in factors]
         return 0.5 * self.strength * torch.stack(squares).sum()
 
     @torch.no_grad()
@@ -131,8 +137,8 @@ def parameter_groups(model: nn.Module, weight_decay: float, nuclear: float = 0.0
     leaves to L only what entries of S would cost more for; so layers that are low-rank only are spared.
     """
     layers = decomposed_layers(model).values()
-    factors = {id(p) for layer in layers if layer.S is not None for p in (layer.A, layer.B)} if nuclear else set()
-    special = {id(p) for layer in layers for p in (layer.A, layer.B, layer.S)}
+    factors = {id(p) for layer in layers if layer.S is not None for p in layer.factors} if nuclear else set()
+    special = {id(p) for layer in layers for p in (*layer.factors, layer.S)}
     decayed: list[nn.Parameter] = []
     spared: list[nn.Parameter] = []
     for parameter in model.parameters():

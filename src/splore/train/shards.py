@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from splore.design.layers import decomposed_layers
+
 OWN_GATHER = 1 << 20
 """A module with this many parameters of its own is gathered by itself; smaller ones together with the whole net."""
 
@@ -64,20 +66,18 @@ class Shards:
         from torch.distributed.fsdp import fully_shard
 
         self.model = model
-        self.net = copy.deepcopy(model, {id(buffer): buffer for buffer in model.buffers()})
+        masks = [layer.mask for layer in decomposed_layers(model).values() if layer.mask is not None]
+        self.net = copy.deepcopy(model, {id(shared): shared for shared in (*model.buffers(), *masks)})
         for parameter in self.net.parameters():
             parameter.data = parameter.data.contiguous()
         mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-        empty = {parameter for parameter in self.net.parameters() if not parameter.numel()}  # of factors of rank 0
-        for parameter in empty:  # which stay as they are: without gradients, optimisers leave them out
-            parameter.requires_grad_(False)
         owners = Counter(p for module in self.net.modules() for p in module.parameters(recurse=False))
         for module in self.net.modules():
             own = list(module.parameters(recurse=False))
             tied = any(owners[parameter] > 1 for parameter in own)
             if module is not self.net and sum(p.numel() for p in own) >= OWN_GATHER and not tied:
-                fully_shard(module, mesh=mesh, ignored_params=empty)
-        fully_shard(self.net, mesh=mesh, ignored_params=empty)
+                fully_shard(module, mesh=mesh)
+        fully_shard(self.net, mesh=mesh)
 
     @torch.no_grad()
     def gather(self) -> None:

@@ -1,0 +1,229 @@
+"""The layer whose weight is learned as W = A·B + S; what the convolution and the linear layer share.
+
+With m x k the matrix of the weight (see `splore.design.matrix`):
+
+- `A` (m, r) and `B` (r, k): the low-rank part L = A·B, or None for rank 0;
+- `S` (m, k): the sparse part, or None for a layer that is low-rank only;
+- `mask` (m, k), bool, stored with the state: where S may be non-zero. It is never inferred from S. It is structure, as
+  the rank is, and no buffer: averages of networks leave it alone, and processes do not send it at every step.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from splore.design.composed import ComposedWeight
+from splore.design.matrix import Scheme, fold, matrix_shape, unfold
+
+
+class LowRankSparse(nn.Module):
+    """A layer with the weight W = A·B + S.
+
+    Build one from a dense layer with `LowRankSparseConv2d.like` or `LowRankSparseLinear.like`; `splore.decompose` does
+    so for a whole network.
+    """
+
+    A: nn.Parameter  # None, like B, in a layer of rank 0
+    B: nn.Parameter
+    S: nn.Parameter  # None, like its mask, in a layer that is low-rank only
+    mask: Tensor
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        dense: nn.Conv2d | nn.Linear,
+        rank: int,
+        sparse: bool,
+        scheme: Scheme,
+    ) -> None:
+        super().__init__()
+        weight = dense.weight
+        self.scheme = scheme
+        self.weight_shape = tuple(weight.shape)
+        m, k = matrix_shape(weight.shape, scheme)
+        if not 0 <= rank <= min(m, k):
+            raise ValueError(f"rank must lie between 0 and {min(m, k)} for a {m} x {k} matrix, found {rank}")
+        if rank == 0 and not sparse:
+            raise ValueError(
+                "a layer of rank 0 without a sparse part has no weight: give a rank or keep the sparse part"
+            )
+        like: dict[str, Any] = {"dtype": weight.dtype, "device": weight.device}
+        self.register_parameter("A", nn.Parameter(torch.zeros(m, rank, **like)) if rank else None)
+        self.register_parameter("B", nn.Parameter(torch.zeros(rank, k, **like)) if rank else None)
+        self.register_parameter("S", nn.Parameter(torch.zeros(m, k, **like)) if sparse else None)
+        self.mask = torch.ones(m, k, dtype=torch.bool, device=weight.device) if sparse else None  # type: ignore[assignment]
+        for part in self.parameters():
+            part.requires_grad_(weight.requires_grad)  # a frozen layer stays frozen
+        self.register_parameter("bias", dense.bias)  # type: ignore[arg-type]
+        self.train(dense.training)
+
+    @property
+    def rank(self) -> int:
+        """r, the rank that the low-rank part can have."""
+        return 0 if self.A is None else self.A.shape[1]
+
+    @property
+    def factors(self) -> tuple[nn.Parameter, ...]:
+        """A and B; empty for rank 0."""
+        return () if self.A is None else (self.A, self.B)
+
+    @property
+    def reference(self) -> nn.Parameter:
+        """A part that the layer has, for its dtype and device: A, or S where the rank is 0."""
+        return self.S if self.A is None else self.A
+
+    @property
+    def low_rank(self) -> Tensor:
+        """L = A·B as a matrix (m, k)."""
+        return torch.zeros_like(self.S) if self.A is None else self.A @ self.B
+
+    @property
+    def matrix(self) -> Tensor:
+        """A·B + S as a matrix (m, k)."""
+        if self.A is None:
+            return self.S.clone()  # a tensor of its own, as any other sum is
+        return self.A @ self.B if self.S is None else torch.addmm(self.S, self.A, self.B)
+
+    @property
+    def weight(self) -> Tensor:
+        """W = A·B + S in the shape of the dense layer's weight; differentiable.
+
+        What is written into it in place goes into S, so that W is what was written; ValueError where S can't take it.
+        """
+        return ComposedWeight.of(fold(self.matrix, self.weight_shape, self.scheme).contiguous(), self)
+
+    def compose(self) -> Tensor:
+        """W = A·B + S in the shape of the dense layer's weight, as a plain tensor; differentiable."""
+        matrix = self.S if self.A is None else self.matrix
+        return fold(matrix, self.weight_shape, self.scheme)
+
+    def __setattr__(self, name: str, value: Tensor | nn.Module) -> None:
+        if name == "weight":
+            raise ValueError(
+                "the weight of a decomposed layer is A·B + S, no parameter to be replaced or tied: write into it "
+                "(layer.weight.copy_(...) without gradients), give its parts by set_parts, or materialise the model"
+            )
+        super().__setattr__(name, value)
+
+    @torch.no_grad()
+    def absorb(self, weight: Tensor) -> None:
+        """Sets S so that A·B + S is `weight`, in the shape of the dense layer's. What is written into `weight` does so.
+
+        Raises:
+            ValueError: the layer has no S, or its mask would have to open.
+        """
+        if self.S is None:
+            raise ValueError(
+                "the weight of a layer without a sparse part can't be written: it is A·B; give these by set_parts"
+            )
+        S = unfold(weight.detach(), self.scheme) - self.low_rank
+        outside = S.masked_fill(self.mask, 0).abs().max()
+        if outside > 4 * torch.finfo(S.dtype).eps * weight.abs().max():
+            raise ValueError(
+                "the weight that was written is not of the form A·B + S where entries of S were cut: change S and its "
+                "mask by set_parts, or write only where the mask is open"
+            )
+        self.S.copy_(S.masked_fill(~self.mask, 0))
+
+    @torch.no_grad()
+    def set_parts(
+        self, A: Tensor | None, B: Tensor | None, S: Tensor | None = None, mask: Tensor | None = None
+    ) -> None:
+        """Replaces A (m, r), B (r, k) and, where the layer has them, S and its mask (m, k). The rank may change.
+
+        None, or r = 0, for A and B means rank 0. A and B are new parameters where the rank changes.
+        """
+        m, k = matrix_shape(self.weight_shape, self.scheme)
+        if (A is None) != (B is None):
+            raise ValueError("expected both of A and B or neither, found one")
+        rank = 0
+        if A is not None and B is not None:
+            rank = A.shape[1] if A.dim() == 2 else -1
+            if A.shape != (m, rank) or B.shape != (rank, k):
+                raise ValueError(
+                    f"expected A ({m}, r) and B (r, {k}) with one r, found {tuple(A.shape)} and {tuple(B.shape)}"
+                )
+        for name, part in {"S": S, "mask": mask}.items():
+            if part is not None and self.S is None:
+                raise ValueError("this layer has no sparse part")
+            if part is not None and part.shape != (m, k):
+                raise ValueError(f"expected {name} ({m}, {k}), found {tuple(part.shape)}")
+        self._resize(rank)
+        if rank and A is not None and B is not None:
+            self.A.copy_(A)
+            self.B.copy_(B)
+        if S is not None:
+            self.S.copy_(S)
+        if mask is not None:
+            self.mask.copy_(mask)
+        if S is not None or mask is not None:
+            self.S.masked_fill_(~self.mask, 0)
+
+    def _resize(self, rank: int) -> None:
+        """Gives A and B the places for another rank; nothing happens where they have it."""
+        if rank == self.rank:
+            return
+        if rank == 0 and self.S is None:
+            raise ValueError("a layer without a sparse part can't have rank 0: it would have no weight")
+        m, k = matrix_shape(self.weight_shape, self.scheme)
+        like = self.reference
+        for name, shape in {"A": (m, rank), "B": (rank, k)}.items():
+            part = nn.Parameter(like.new_empty(shape), requires_grad=like.requires_grad) if rank else None
+            self.register_parameter(name, part)
+
+    # The mask goes where the parameters go, and is part of the state.
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LowRankSparse":
+        super()._apply(fn, recurse)
+        if self.mask is not None:
+            self.mask = fn(self.mask)
+        return self
+
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.mask is not None:
+            destination[prefix + "mask"] = self.mask if keep_vars else self.mask.detach()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict,
+        prefix: str,
+        local_metadata: dict,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        self._take_rank(state_dict, prefix)
+        mask = state_dict.pop(prefix + "mask", None) if self.mask is not None else None
+        if mask is not None and mask.shape == self.mask.shape:
+            self.mask.copy_(mask)
+        elif mask is not None:
+            error_msgs.append(f"size mismatch for {prefix}mask: {tuple(mask.shape)} for {tuple(self.mask.shape)}")
+        elif strict and self.mask is not None:
+            missing_keys.append(prefix + "mask")
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def _take_rank(self, state_dict: dict, prefix: str) -> None:
+        """Takes the rank of a state: one whose singular values were cut loads into a layer that was not.
+
+        A state of rank 0 has no A and B; older ones have empty ones.
+        """
+        m, k = matrix_shape(self.weight_shape, self.scheme)
+        A, B = state_dict.get(prefix + "A"), state_dict.get(prefix + "B")
+        if A is None and B is None:
+            if self.S is not None and prefix + "S" in state_dict:
+                self._resize(0)
+        elif A is not None and B is not None and A.dim() == 2 and A.shape[0] == m and B.shape == (A.shape[1], k):
+            if A.shape[1] == 0 and self.S is not None:
+                del state_dict[prefix + "A"], state_dict[prefix + "B"]
+            if A.shape[1] or self.S is not None:
+                self._resize(A.shape[1])
+
+    def _describe(self) -> str:
+        sparse = "" if self.S is None else ", sparse"
+        return f"rank={self.rank}{sparse}, scheme={self.scheme.value}, bias={self.bias is not None}"
