@@ -18,7 +18,7 @@ from rows import add_row
 
 import splore
 from splore.machine import cores_per_process
-from splore.vision.data import open_data
+from splore.vision import open_data
 
 
 def folder_rows(root: str, batch: int, repeats: int) -> list[dict]:

@@ -7,7 +7,7 @@ from torch import nn
 
 from splore.design.layers import LowRankSparseConv2d, LowRankSparseLinear
 from splore.design.ranks import largest_useful_rank
-from splore.vision.nets.build import build
+from splore.vision import build
 
 SIZES = {"vgg19": 32, "preactresnet56": 32, "resnet50": 224}  # pixels, unless --size says otherwise
 NAMES = {"resnet50": "torchvision:resnet50"}

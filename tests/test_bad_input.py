@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tests_support import blobs, tiny
 
 from splore import Design, decompose, save
-from splore.vision.nets import build
+from splore.vision import build
 
 RUN = ["run", *TINY, "--out=out"]
 

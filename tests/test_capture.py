@@ -15,8 +15,7 @@ from splore.design.layers import LowRankSparseConv2d, LowRankSparseLinear, decom
 from splore.design.matrix import Scheme
 from splore.engine import reference
 from splore.engine.program import Act, Affine, Conv, Program
-from splore.vision.nets.preactresnet import PreActResNet
-from splore.vision.nets.resnet import ResNet
+from splore.vision.nets.residual import PreActResNet, ResNet
 
 
 def run(segments: tuple[Program | TorchSegment, ...], x: Tensor) -> Tensor:
@@ -122,7 +121,7 @@ def test_whole_nets_are_one_program_of_few_operations(build, ops):
 
 @pytest.mark.parametrize("name", ["vgg19", "preactresnet56", "digits_cnn"])
 def test_nets_of_the_zoo(name):
-    from splore.vision.nets.build import build
+    from splore.vision import build
 
     model = build(name, 10, 1 if name == "digits_cnn" else 3)
     x = torch.randn(2, 1, 8, 8) if name == "digits_cnn" else torch.randn(2, 3, 32, 32)

@@ -10,11 +10,11 @@ import torch
 from images import CPU, equal, write_images
 from PIL import Image
 
-from splore.vision.data import Augment, open_data
+from splore.vision import Augment, open_data
 from splore.vision.data.folder import list_splits
+from splore.vision.data.images import Scale
 from splore.vision.data.memory import MemoryBatches
 from splore.vision.data.order import TestOrder, TrainOrder
-from splore.vision.data.scale import Scale
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities of TorchVision")
 
@@ -212,6 +212,6 @@ def test_download_without_a_network(tmp_path, monkeypatch):
 
 def test_imports_are_light():
     heavy = "{'torchvision', 'timm', 'sklearn', 'PIL'}"
-    code = f"import sys, splore.vision.data, splore.vision.nets; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, splore.vision.data.open, splore.vision.nets.build; print(sorted({heavy} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

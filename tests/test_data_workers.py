@@ -11,7 +11,7 @@ from PIL import Image
 
 from splore.runs.prepare import prepare
 from splore.runs.recipe import DataRecipe, HardwareRecipe, Recipe
-from splore.vision.data import Augment, open_data
+from splore.vision import Augment, open_data
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities of TorchVision")
 

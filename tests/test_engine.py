@@ -23,9 +23,8 @@ from splore.capture.export import capture
 from splore.design.matrix import Scheme
 from splore.engine import program_segment, reference
 from splore.engine.engine import Engine
-from splore.vision.nets.build import build
-from splore.vision.nets.preactresnet import PreActResNet
-from splore.vision.nets.resnet import ResNet
+from splore.vision import build
+from splore.vision.nets.residual import PreActResNet, ResNet
 
 
 def has_native() -> bool:

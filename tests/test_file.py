@@ -14,7 +14,7 @@ from splore.design.decompose import Design, decompose
 from splore.design.layers import LowRankSparseConv2d, LowRankSparseLinear
 from splore.design.matrix import Scheme
 from splore.modelfile.file import ModelFileError, load, read_structure, save
-from splore.vision.nets.build import Origin, build
+from splore.vision import Origin, build
 
 
 @pytest.fixture(scope="module")

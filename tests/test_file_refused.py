@@ -14,7 +14,7 @@ from torch import nn
 
 from splore.design.decompose import Design, decompose
 from splore.modelfile.file import ModelFileError, load, save
-from splore.vision.nets.build import Origin
+from splore.vision import Origin
 
 
 @pytest.fixture(scope="module")

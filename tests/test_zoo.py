@@ -4,7 +4,7 @@ import json
 import pytest
 import torch
 
-from splore.vision.nets import NETS, Origin, build, rebuild
+from splore.vision import NETS, Origin, build, rebuild
 
 PARAMETERS = {
     "vgg16": 14_724_042,

@@ -26,7 +26,7 @@ _HOMES = {
     "engine.engine": ("Engine",),
     "modelfile.file": ("ModelFileError", "load", "save"),
     "measure.accuracy": ("evaluate",),
-    "vision.nets.build": ("build",),
+    "vision": ("build",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from splore.postprocess.recalibrate import recalibrate
     from splore.train.masks import hold_masks
     from splore.train.penalties import L1, FrobeniusDecay, Scaling, parameter_groups
-    from splore.vision.nets.build import build
+    from splore.vision import build
 
 
 def __getattr__(name: str) -> object:

@@ -132,7 +132,7 @@ def inspect(
     """Prints the table of layers of a model file, or of a net that is named as in a recipe."""
     from splore.measure.cost import cost
     from splore.measure.report import layer_table, show
-    from splore.vision.nets.build import build, usual_image
+    from splore.vision import build, usual_image
 
     if image is not None and (len(image) != 3 or min(image) < 1):
         raise Misuse(f"--image is channels, height and width, found {list(image)}")
@@ -160,7 +160,7 @@ def _loaded(file: str, factory: str | None) -> tuple["nn.Module", str, int]:
     `factory` names what builds a net that is neither the zoo's nor a library's.
     """
     from splore.modelfile.file import load, read_structure
-    from splore.vision.nets.build import build
+    from splore.vision import build
 
     origin = read_structure(file).origin or {}
     source = str(origin.get("source", ""))

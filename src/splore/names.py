@@ -4,6 +4,10 @@ import difflib
 from collections.abc import Iterable
 
 
+class UnknownName(ValueError):
+    """Nothing has the name that was asked for."""
+
+
 def nearest(name: str, known: Iterable[str], few: int = 12) -> str:
     """A half sentence that offers the known names most like `name`; all of them where they are at most `few`.
 

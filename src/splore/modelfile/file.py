@@ -29,7 +29,7 @@ from splore.modelfile.state import check, restore, to_tensors
 from splore.modelfile.structure import ModelFileError, Structure, from_json, join, to_json
 
 if TYPE_CHECKING:
-    from splore.vision.nets.build import Origin
+    from splore.vision import Origin
 
 FORMAT = "splore"
 VERSION = 1
@@ -114,10 +114,10 @@ def _serialised(model: nn.Module, source: "Origin | None") -> tuple[bytes, memor
 
 
 def _origin(model: nn.Module) -> dict | None:
-    """What `splore.vision.nets.build` noted on the network; not any other attribute of that name."""
+    """What `splore.vision.build` noted on the network; not any other attribute of that name."""
     if not hasattr(model, "origin"):
         return None
-    from splore.vision.nets.build import Origin
+    from splore.vision import Origin
 
     return asdict(model.origin) if isinstance(model.origin, Origin) else None
 
@@ -180,7 +180,7 @@ def _digest(path: str | os.PathLike) -> str | None:
 
 def _built(structure: Structure, tensors: dict[str, Tensor]) -> nn.Module:
     """The dense network that the file names, from the zoo, torchvision or timm."""
-    from splore.vision.nets.build import Origin, rebuild
+    from splore.vision import Origin, rebuild
 
     if structure.origin is None:
         raise ModelFileError("the file doesn't say how its network is built: pass the dense network as `model`")

@@ -19,8 +19,7 @@ from splore.design.layers import decomposed_layers
 from splore.forward import evaluating
 from splore.postprocess.prune import entries_within
 from splore.runs.recipe import DataRecipe, HardwareRecipe, Recipe, check, design_of
-from splore.vision.data import Data, open_data
-from splore.vision.nets import build
+from splore.vision import Data, build, open_data
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from splore.measure.accuracy import Score, evaluate
-from splore.vision.data import Batches
+from splore.vision import Batches
 
 
 def average_statistics(model: nn.Module, accelerator: Accelerator) -> None:

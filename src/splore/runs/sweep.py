@@ -17,7 +17,7 @@ from splore.measure.report import Column, Report, percent, show, size
 from splore.runs.folder import RECIPE, SUMMARY, write_summary
 from splore.runs.recipe import Recipe
 from splore.runs.stop import on_stop
-from splore.vision.data import open_data
+from splore.vision import open_data
 
 _EPOCH = re.compile(r"\w+ +epoch \d+/\d+ ")
 """How the line begins that a run prints at the end of an epoch."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 
 class Batches(Protocol):
-    """The training split as the loop reads it; `splore.vision.data.Batches` says more of it."""
+    """The training split as the loop reads it; `splore.vision.Batches` says more of it."""
 
     def __len__(self) -> int:
         """Steps of an epoch."""

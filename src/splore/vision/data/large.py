@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from splore.vision.data.folder import Listing
-from splore.vision.data.scale import IMAGENET_SCALE, Scale
+from splore.vision.data.images import IMAGENET_SCALE, Scale
 from splore.vision.data.workers import BadSample, ImageSamples, SampleReader, Samples
-from splore.vision.nets.named import call, import_callable, takes
+from splore.vision.nets.own import call, import_callable, takes
 
 RESIZED, CROPPED = 256, 224
 """Pixels of an image's shorter side before the central crop, and of the crop's side."""

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from splore.vision.data.images import Scale
 from splore.vision.data.order import TestOrder, TrainOrder, generator
-from splore.vision.data.scale import Scale
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class MemoryBatches:
         return len(self._order)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of one epoch from step `start` on; see `splore.vision.data.Batches`."""
+        """The batches of one epoch from step `start` on; see `splore.vision.Batches`."""
         spans = [self._order.span(step) for step in range(start, len(self))]
         if not spans:
             return

@@ -1,23 +1,68 @@
-"""Data sets by name."""
+"""Data sets by name, and what a training loop sees of them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from splore.machine import cores_per_process
-from splore.names import nearest
-from splore.vision.data.batches import Batches, Data
+from splore.names import UnknownName, nearest
 from splore.vision.data.folder import list_splits
-from splore.vision.data.images import image_shape
+from splore.vision.data.images import CIFAR_SCALES, image_shape
 from splore.vision.data.large import LargeData, large_folder, own
 from splore.vision.data.memory import Augment, MemoryBatches
 from splore.vision.data.order import TestOrder, TrainOrder
-from splore.vision.data.scale import CIFAR_SCALES
 from splore.vision.data.small import SmallData, cifar, digits, small_folder
 from splore.vision.data.workers import WorkerBatches
-from splore.vision.nets.named import UnknownName
 
 NAMES = ("digits", "cifar10", "cifar100", "folder", "imagenet")
 SMALL = 96
 """A `folder` whose first image is at most this many pixels high and wide is held in memory."""
+
+
+class Batches(Protocol):
+    """One split of a data set as this rank reads it.
+
+    What a step yields depends on the seed, the epoch and the step alone: not on the global random state, nor on what
+    was read before. A run that continues at step k of an epoch therefore sees what an uninterrupted one would.
+    """
+
+    samples: int
+    """Samples of the whole split, over all ranks."""
+
+    def __len__(self) -> int:
+        """Steps of an epoch; the same on all ranks."""
+        ...
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of one epoch from step `start` on.
+
+        Yields images (N, C, H, W), float32, normalised, and labels (N,), int64, both on the device of the split.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set that is ready to be trained on."""
+
+    name: str
+    """As it was asked for."""
+    train: Batches
+    """Shuffled anew in each epoch, and augmented."""
+    test: Batches
+    """In a fixed order, not augmented; each sample exactly once over all ranks."""
+    classes: list[str]
+    """Names of the classes; the label is the index."""
+    image_shape: tuple[int, int, int]
+    """(C, H, W) of what is fed to the net."""
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.classes)
 
 
 def open_data(

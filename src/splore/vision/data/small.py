@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from splore.vision.data.folder import Listing, list_splits
-from splore.vision.data.images import decode_all, image_shape
+from splore.vision.data.images import CIFAR_SCALES, GREY_SCALE, IMAGENET_SCALE, Scale, decode_all, image_shape
 from splore.vision.data.memory import Augment
-from splore.vision.data.scale import CIFAR_SCALES, GREY_SCALE, IMAGENET_SCALE, Scale
 
 
 @dataclass(frozen=True)

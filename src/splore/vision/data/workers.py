@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from splore.vision.data.folder import Listing
-from splore.vision.data.images import UnreadableImage, leave_interrupts_to_parent, read_image
+from splore.vision.data.images import Scale, UnreadableImage, leave_interrupts_to_parent, read_image
 from splore.vision.data.order import TestOrder, TrainOrder, mixed_seed
-from splore.vision.data.scale import Scale
 
 
 class Samples(Protocol):
@@ -88,7 +87,7 @@ class WorkerBatches:
         return len(self._steps.order)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of one epoch from step `start` on; see `splore.vision.data.Batches`.
+        """The batches of one epoch from step `start` on; see `splore.vision.Batches`.
 
         Raises UnreadableImage (a ValueError) with the path of an image that cannot be read, BadSample (another) for a
         sample that is not an image with a label of the data set.

@@ -8,12 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from splore.names import nearest
-from splore.vision.nets.digits import digits_cnn
-from splore.vision.nets.named import UnknownName, call, import_callable, takes
-from splore.vision.nets.preactresnet import preactresnet20, preactresnet56, preactresnet110
-from splore.vision.nets.resnet import resnet20, resnet56
-from splore.vision.nets.vgg import vgg16, vgg19
+from splore.names import UnknownName, nearest
+from splore.vision.nets.own import call, import_callable, takes
+from splore.vision.nets.plain import digits_cnn, vgg16, vgg19
+from splore.vision.nets.residual import preactresnet20, preactresnet56, preactresnet110, resnet20, resnet56
 
 NETS: dict[str, Callable[[int, int], nn.Module]] = {
     net.__name__: net
@@ -66,7 +64,7 @@ def build(source: str, num_classes: int, in_channels: int = 3, pretrained: bool 
 
     Raises:
         UnknownName: nothing has that name; the nearest are offered. A ValueError.
-        ValueError: a wish that the source cannot meet.
+        ValueError: the source can't give what is asked.
         ImportError: torchvision or timm is not installed.
         OSError: published weights could not be fetched.
     """

@@ -7,11 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from splore.names import nearest
-
-
-class UnknownName(ValueError):
-    """Nothing has the name that was asked for."""
+from splore.names import UnknownName, nearest
 
 
 def import_callable(spec: str) -> Callable[..., Any]:
