@@ -57,7 +57,8 @@ wheel: setup  ## build the wheel for all Pythons, which needs no compiler where 
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/wheel/splore-*.whl
 
-docs: setup  ## make the tables and curves of results in docs/ from the runs' JSON
+docs: setup  ## make the table of recipe keys, and the tables and curves of results from the runs' JSON, in docs/
+	$(BIN)/python docs/keys.py
 	$(BIN)/python -m pip install --quiet "matplotlib>=3.9"
 	$(BIN)/python benchmarks/table.py > docs/results.md
 	echo >> docs/results.md

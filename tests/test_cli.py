@@ -1,4 +1,5 @@
 import dataclasses
+import importlib.metadata
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import threading
 import pytest
 from command import TINY, Command, epochs, plain, same_weights, script, splore, tensors
 
+from splore import __version__
 from splore.design.ranks import Budget, Energy
 from splore.runs.recipe import (
     CutRecipe,
@@ -19,7 +21,7 @@ from splore.runs.recipe import (
     Recipe,
     TrainRecipe,
 )
-from splore.runs.recipe_file import recipe_parser, recipe_yaml
+from splore.runs.recipe_file import load_recipe, recipe_yaml
 
 RECIPE_OPTIONS = [
     "--model", "--pretrained", "--method", "--baseline", "--seed", "--evaluate_every",
@@ -69,9 +71,7 @@ def leaves(value, name=""):
 def read(text, tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text(text)
-    parser = recipe_parser()
-    values = parser.instantiate(parser.parse_args(["--config", str(file)]))
-    return Recipe(**{field.name: values[field.name] for field in dataclasses.fields(Recipe)})
+    return load_recipe(file)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,29 @@ def test_help_names_every_option_and_explains_it(command, tmp_path):
     assert {name for name, _ in described} == OPTIONS[command]
     for name, text in described:
         assert len(re.findall(r"[a-z]{2,}", text.replace(name, ""))) >= 3, (name, text)
+
+
+def test_the_version_is_that_of_the_package(tmp_path):
+    done = splore("--version", folder=tmp_path)
+    assert (done.code, done.out) == (0, f"splore {importlib.metadata.version('splore')}\n")
+    assert done.out.split()[1] == __version__
+
+
+@pytest.mark.parametrize("at", range(5))
+def test_a_recipe_stands_anywhere_among_the_options(at, tmp_path):
+    (tmp_path / "r.yaml").write_text("train:\n  lr: 0.3\n  l1: 0.5\n")
+    options = ["--train.lr=0.2", "--cut.steps", "2", "--resume", "--seeds", "0", "1"]
+    place = [0, 1, 3, 4, 7][at]
+    done = splore("run", *options[:place], "r.yaml", *options[place:], "--print_config", folder=tmp_path)
+    assert done.code == 0 and not done.err, done
+    recipe = read(done.out, tmp_path)
+    assert (recipe.train.lr, recipe.train.l1, recipe.cut.steps) == (0.2, 0.5, 2)
+
+
+def test_parts_of_keys_and_whole_sections_are_options_too(tmp_path):
+    words = ["--design.rank.energy=0.9", "--design.exclude+=fc", "--cut={steps: 3, params: 0.2}", "--cut.steps=2"]
+    recipe = read(splore("run", *words, "--print_config", folder=tmp_path).out, tmp_path)
+    assert recipe == Recipe(design=DesignRecipe(Energy(0.9), exclude=["fc"]), cut=CutRecipe(params=0.2, steps=2))
 
 
 def test_every_key_of_a_recipe_is_an_option():

@@ -33,6 +33,8 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
+    __version__: str
+
     from splore.capture.compile import compile
     from splore.design.decompose import Design, Summary, decompose, materialise
     from splore.design.layers import LowRankSparseConv2d, LowRankSparseLinear, decomposed_layers
@@ -52,6 +54,10 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> object:
     """Imports a public name at its first use, so that `import splore` stays fast."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("splore")
     if name not in _HOME:
         raise AttributeError(f"module 'splore' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"splore.{_HOME[name]}"), name)

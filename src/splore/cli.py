@@ -1,14 +1,21 @@
 """The command line: words into commands, and what went wrong into one line and an exit code."""
 
+import argparse
 import os
-import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from splore.commands import Misuse, evaluate, inspect, run, run_seeds
-from splore.names import nearest
+from splore import commands
+from splore.commands import Misuse
+from splore.names import UnknownName, nearest
+
+if TYPE_CHECKING:
+    from splore.runs.recipe import Recipe
+    from splore.runs.recipe_keys import Section
+
+T = TypeVar("T")
 
 USAGE = """\
 splore learns every weight of a network as a low-rank plus a sparse matrix, W = A·B + S.
@@ -19,8 +26,8 @@ splore learns every weight of a network as a low-rank plus a sparse matrix, W = 
   splore inspect FILE_OR_MODEL                                the table of layers: rank, density, cost
   splore evaluate FILE --data.name NAME [--data.root DIR]     accuracy of a model file on the test images
 
-splore COMMAND --help explains each. Exit codes: 0 done, 1 something went wrong, 2 asked wrongly, 130 interrupted;
-with SPLORE_DEBUG=1 in the environment every error comes with its traceback."""
+splore COMMAND --help explains each; splore --version tells the version. Exit codes: 0 done, 1 something went wrong,
+2 asked wrongly, 130 interrupted; with SPLORE_DEBUG=1 in the environment every error comes with its traceback."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -29,50 +36,76 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE)
         raise SystemExit(0 if words else 2)
+    if words[0] == "--version":
+        from splore import __version__
+
+        print(f"splore {__version__}")
+        raise SystemExit(0)
     command, rest = words[0], words[1:]
-    commands = {"run": _run, "recipe": _recipe, "inspect": _inspect, "evaluate": _evaluate}
-    debug = bool(os.environ.get("SPLORE_DEBUG"))
+    known = {"run": _run, "recipe": _recipe, "inspect": _inspect, "evaluate": _evaluate}
     try:
-        if command not in commands:
-            raise Misuse(f"there is no command {command!r}; {nearest(command, commands)} splore --help lists them")
-        raise SystemExit(commands[command](rest))
+        if command not in known:
+            raise Misuse(f"there is no command {command!r}; {nearest(command, known)} splore --help lists them")
+        raise SystemExit(known[command](rest))
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except Exception as error:
         code = _exit_code(error)
-        if code is None or debug:
+        if code is None or os.environ.get("SPLORE_DEBUG"):
             raise
-        _fail(_explained(error, command), code)
+        _fail(_explained(error), code)
 
 
-_NOT_COMPILED = ("BackendCompilerFailed", "InductorError")
-"""Errors of torch.compile."""
+# What went wrong
 
 
 def _exit_code(error: Exception) -> int | None:
     """2 for what was asked wrongly, 1 for what went wrong outside of this program, None for a mistake within it."""
-    kind = type(error).__name__  # by name: what defines them takes long to import
-    if isinstance(error, Misuse | FileExistsError) or kind in ("ArgumentError", "RecipeError", "UnknownName"):
+    if isinstance(error, Misuse | UnknownName | FileExistsError):
         return 2
-    kinds = ("Diverged", "OutOfMemoryError", *_NOT_COMPILED)
-    known = isinstance(error, ValueError | OSError | ImportError) or kind in kinds
-    return 1 if known or _is_loss_of_peers(error) else None
+    from splore.runs.recipe_file import RecipeError
+
+    if isinstance(error, RecipeError):
+        return 2
+    if isinstance(error, ValueError | OSError | ImportError):
+        return 1
+    import torch
+
+    from splore.train.loop import Diverged
+
+    known = isinstance(error, Diverged | torch.OutOfMemoryError)
+    return 1 if known or _is_not_compiled(error) or _is_loss_of_peers(error) else None
+
+
+def _is_not_compiled(error: Exception) -> bool:
+    """Whether torch.compile has failed."""
+    if "torch._dynamo.exc" not in sys.modules:  # it takes seconds to import, and nothing has been compiled
+        return False
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    return isinstance(error, BackendCompilerFailed)
 
 
 def _is_loss_of_peers(error: Exception) -> bool:
     """Whether an error says that another process of the same job is gone."""
     if os.environ.get("WORLD_SIZE", "1") == "1" or not isinstance(error, RuntimeError):
         return False
-    dist = type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError")
-    return dist or "gloo" in str(error).lower() or "Connection closed by peer" in str(error)
+    from torch.distributed import DistError
+
+    # Gloo's own errors have no type of theirs.
+    return isinstance(error, DistError) or "gloo" in str(error).lower() or "Connection closed by peer" in str(error)
 
 
-def _explained(error: Exception, command: str) -> str:
+def _explained(error: Exception) -> str:
     """What to say of an error, in one line."""
     message = " ".join(str(error).split())
-    if type(error).__name__ == "OutOfMemoryError":
+    if isinstance(error, Misuse):
+        return message
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError):
         return f"the device's memory is full: make data.batch_size smaller ({message.split('. ')[0]})"
-    if type(error).__name__ in _NOT_COMPILED:
+    if _is_not_compiled(error):
         return (
             "the net could not be compiled: see that a C++ compiler (g++) works, or set hardware.compile: false "
             f"({message[:300]})"
@@ -84,116 +117,168 @@ def _explained(error: Exception, command: str) -> str:
         )
     if isinstance(error, OSError) and error.strerror and not isinstance(error, FileExistsError):
         message = error.strerror + (f": {error.filename}" if error.filename else "")
-    unknown = re.search(r"unrecognized arguments: --([\w.]+)", message)
-    if unknown and command == "run":
-        from splore.runs.recipe_file import unknown_key
-
-        return str(unknown_key(unknown.group(1)))
     return message or repr(error)
-
-
-def _run(words: list[str]) -> int:
-    from splore.runs.recipe_file import check_recipe_file, recipe_from, recipe_parser
-
-    parser = recipe_parser()
-    parser.add_argument("--out", type=str, required=True, help="folder for everything that the run writes")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
-    parser.add_argument(
-        "--seeds",
-        type=int,
-        nargs="+",
-        help="run with each of these seeds in place of seed, into folders of their own in --out",
-    )
-    parser.add_argument(
-        "--jobs",
-        type=int | None,
-        help="how many of the seeds run side by side; by default all of them on a GPU, one on a CPU",
-    )
-    words = _with_recipe(words)
-    for before, word in zip(["", *words], words, strict=False):
-        if before == "--config" or word.startswith("--config="):
-            check_recipe_file(word.removeprefix("--config="))
-    values = parser.parse_args(words)
-    try:
-        values = parser.instantiate(values)
-    except ValueError as error:
-        reason = next((line.strip(" -") for line in str(error).splitlines() if ", found " in line), str(error))
-        raise Misuse(reason) from error
-    recipe, out = recipe_from(values), Path(values.out)
-    if values.seeds is None:
-        if values.jobs is not None:
-            raise Misuse("--jobs says how many of the --seeds run side by side: give them too")
-        return run(recipe, out, values.resume)
-    if any(word.partition("=")[0] == "--seed" for word in words):
-        raise Misuse("--seed and --seeds are both given: leave one out")
-    return run_seeds(recipe, values.seeds, out, values.resume, values.jobs)
-
-
-def _with_recipe(words: list[str]) -> list[str]:
-    """The words with the one that names the recipe, wherever it stands, as an option at their head."""
-    recipes, others, value, seeds = [], [], False, False
-    for word in words:
-        if seeds and re.fullmatch(r"-?[\d.]+", word):
-            others.append(word)
-        elif value or word.startswith("-"):
-            others.append(word)
-            seeds = word == "--seeds"
-            alone = seeds or word in ("--resume", "-h", "--help") or word.startswith("--print_config")
-            value = not value and "=" not in word and not alone
-        else:
-            recipes.append(word)
-    if len(recipes) > 1:
-        raise Misuse(f"expected one recipe, found {' and '.join(recipes)}")
-    return [f"--config={recipe}" for recipe in recipes] + others
-
-
-def _recipe(words: list[str]) -> int:
-    from jsonargparse import ArgumentParser
-
-    from splore.runs.recipe_file import recipe_yaml
-
-    parser = ArgumentParser(
-        prog="splore recipe", description="Prints the default recipe, each key explained.", exit_on_error=False
-    )
-    parser.parse_args(words)
-    print(recipe_yaml(), end="")
-    return 0
-
-
-def _inspect(words: list[str]) -> int:
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(prog="splore inspect", description=inspect.__doc__, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("file_or_model", type=str, help="a model file, or a net's name as in a recipe")
-    parser.add_argument("--model", type=str | None, help="package.module:factory, for a file with a net of your own")
-    parser.add_argument("--classes", type=int, default=1000, help="outputs of a named net")
-    parser.add_argument(
-        "--image",
-        type=list[int] | None,
-        help="[channels,height,width] of an image; the usual ones of the net by default",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    values = parser.parse_args(words)
-    return inspect(values.file_or_model, values.model, values.classes, values.image, values.json)
-
-
-def _evaluate(words: list[str]) -> int:
-    from jsonargparse import ArgumentParser
-
-    from splore.runs.recipe import DataRecipe
-    from splore.runs.recipe_file import without_noise
-
-    parser = ArgumentParser(
-        prog="splore evaluate", description=evaluate.__doc__, exit_on_error=False, allow_abbrev=False
-    )
-    parser.add_argument("file", type=str, help="a model file")
-    parser.add_class_arguments(DataRecipe, "data")
-    parser.add_argument("--model", type=str | None, help="package.module:factory, for a file with a net of your own")
-    parser.add_argument("--device", type=Literal["auto", "cpu"], default="auto", help="auto (a GPU if any) or cpu")
-    values = parser.instantiate(without_noise(parser).parse_args(words))
-    return evaluate(values.file, values.data, values.model, values.device)
 
 
 def _fail(message: str, code: int) -> NoReturn:
     print(f"splore: {message}", file=sys.stderr)
     raise SystemExit(code)
+
+
+# Words into commands
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser of a command's words that says in one line what is wrong with them."""
+
+    def __init__(self, command: str, description: str, usage: str | None = None) -> None:
+        super().__init__(prog=f"splore {command}", description=description, usage=usage, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise Misuse(message)
+
+
+class _Override(argparse.Action):
+    """Keeps a key of a recipe as the word --KEY=VALUE, in the order in which they came."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        value: Any,  # noqa: ANN401 - argparse's own signature
+        option: str | None = None,
+    ) -> None:
+        namespace.overrides = [*namespace.overrides, f"{option}={value}"]
+
+
+def _run(words: list[str]) -> int:
+    parser = _Parser(
+        "run",
+        "One run of the method, from images to a compressed file. RECIPE is a YAML file; each of its keys can be "
+        "overridden here, and those it leaves out have the defaults below.",
+        "splore run [RECIPE] [--KEY=VALUE ...] --out DIR [--resume] [--seeds K ...]",
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for everything that the run writes")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
+    parser.add_argument(
+        "--seeds",
+        type=_or_recipe(int),
+        nargs="+",
+        metavar="K",
+        help="run with each of these seeds in place of seed, into folders of their own in --out",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="how many of the seeds run side by side; by default all of them on a GPU, one on a CPU",
+    )
+    parser.add_argument("--print_config", action="store_true", help="print the recipe as it would be run, and end")
+    values, recipe = _with_recipe(parser, words)
+    if values.print_config:
+        from splore.runs.recipe_file import recipe_yaml
+
+        print(recipe_yaml(recipe), end="")
+        return 0
+    if values.out is None:
+        raise Misuse("expected --out DIR, the folder for everything that the run writes")
+    if values.seeds is None:
+        if values.jobs is not None:
+            raise Misuse("--jobs says how many of the --seeds run side by side: give them too")
+        return commands.run(recipe, values.out, values.resume)
+    if any(word.startswith("--seed=") for word in values.overrides):
+        raise Misuse("--seed and --seeds are both given: leave one out")
+    return commands.run_seeds(recipe, values.seeds, values.out, values.resume, values.jobs)
+
+
+def _with_recipe(parser: _Parser, words: list[str]) -> tuple[argparse.Namespace, "Recipe"]:
+    """The values of the words, RECIPE and its keys among them, and the recipe that they make."""
+    from splore.runs.recipe_file import load_recipe, unknown_key
+    from splore.runs.recipe_keys import recipe_sections
+
+    parser.add_argument("recipe", nargs="*", metavar="RECIPE", help="a YAML file, as splore recipe prints it")
+    parser.add_argument("--config", action=_Override, metavar="FILE", help="another recipe, laid over the one before")
+    _add_keys(parser, recipe_sections())
+    values, unknown = parser.parse_known_args(words)
+    for word in unknown:
+        if word.startswith("-"):
+            raise unknown_key(word.lstrip("-").partition("=")[0], vars(values).keys() - {"recipe", "overrides"})
+    recipes = [*values.recipe, *unknown]
+    for name, value in vars(values).items():
+        if isinstance(value, list):  # a list of seeds ends with the next option: a recipe may have been among them
+            recipes += [str(each) for each in value if isinstance(each, Path)]
+            setattr(values, name, [each for each in value if not isinstance(each, Path)])
+    if len(recipes) > 1:
+        raise Misuse(f"expected one recipe, found {' and '.join(recipes)}")
+    return values, load_recipe(next(iter(recipes), None), values.overrides)
+
+
+def _or_recipe(kind: Callable[[str], T]) -> Callable[[str], T | Path]:
+    """What reads a word as a value of a list, or as the path of a recipe."""
+
+    def read(word: str) -> T | Path:
+        return Path(word) if word.endswith((".yaml", ".yml")) else kind(word)
+
+    read.__name__ = kind.__name__  # argparse names it in its errors
+    return read
+
+
+def _add_keys(parser: _Parser, sections: "Iterable[Section]") -> None:
+    """Adds the keys of a recipe as options, and whole sections and parts of keys, which the help leaves out."""
+    parser.set_defaults(overrides=[])
+    for section in sections:
+        group = parser.add_argument_group(section.about)
+        if section.name:
+            group.add_argument(f"--{section.name}", action=_Override, help=argparse.SUPPRESS)
+        for key in section.keys:
+            about = f"{key.meaning.removesuffix('.')} ({key.kind}; default: {key.default})".replace("%", "%%")
+            group.add_argument(f"--{key.name}", action=_Override, metavar="VALUE", help=about)
+            more = [f"--{key.name}.{part}" for part in key.parts] + ([f"--{key.name}+"] if key.is_list else [])
+            for option in more:
+                group.add_argument(option, action=_Override, help=argparse.SUPPRESS)
+
+
+def _recipe(words: list[str]) -> int:
+    _Parser("recipe", "Prints the default recipe, each key explained.").parse_args(words)
+    from splore.runs.recipe_file import recipe_yaml
+
+    print(recipe_yaml(), end="")
+    return 0
+
+
+def _inspect(words: list[str]) -> int:
+    parser = _Parser("inspect", commands.inspect.__doc__ or "")
+    parser.add_argument("file_or_model", help="a model file, or a net's name as in a recipe")
+    parser.add_argument("--model", help="package.module:factory, for a file with a net of your own")
+    parser.add_argument("--classes", type=int, default=1000, help="outputs of a named net")
+    parser.add_argument(
+        "--image",
+        type=_image_shape,
+        metavar="C,H,W",
+        help="channels, height and width of an image; the usual ones of the net by default",
+    )
+    parser.add_argument("--json", action="store_true", help="print the table as JSON, with the sums")
+    values = parser.parse_args(words)
+    return commands.inspect(values.file_or_model, values.model, values.classes, values.image, values.json)
+
+
+def _image_shape(word: str) -> list[int]:
+    """A shape such as 3,32,32 or [3, 32, 32]."""
+    try:
+        return [int(side) for side in word.strip().removeprefix("[").removesuffix("]").split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected channels, height and width as in 3,32,32, found {word}") from error
+
+
+def _evaluate(words: list[str]) -> int:
+    from splore.runs.recipe_file import load_recipe
+    from splore.runs.recipe_keys import recipe_sections
+
+    parser = _Parser("evaluate", commands.evaluate.__doc__ or "")
+    parser.add_argument("file", help="a model file")
+    parser.add_argument("--model", help="package.module:factory, for a file with a net of your own")
+    parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto (a GPU if any) or cpu")
+    _add_keys(parser, (section for section in recipe_sections() if section.name == "data"))
+    values = parser.parse_args(words)
+    data = load_recipe(overrides=values.overrides).data
+    return commands.evaluate(values.file, data, values.model, values.device)

@@ -1,14 +1,16 @@
 """Recipes as YAML: read with a clear word on what is wrong, written with every key explained, and compared."""
 
 import io
+from argparse import ArgumentError
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from jsonargparse import SUPPRESS, ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser
 
 from splore.names import nearest
 from splore.runs.recipe import Recipe
+from splore.runs.recipe_keys import recipe_sections
 
 ELSEWHERE = ("hardware.", "data.root", "data.workers", "data.download")
 """Keys that say where and how a run is made; it may be resumed with others."""
@@ -18,48 +20,36 @@ class RecipeError(ValueError):
     """A recipe, or an option in its place, that can't be read."""
 
 
-def recipe_parser(prog: str = "splore run") -> ArgumentParser:
-    """A parser whose keys are a recipe's."""
-    parser = ArgumentParser(
-        prog=prog,
-        usage="splore run [RECIPE] [--KEY=VALUE ...] --out DIR [--resume] [--seeds K ...]",
-        description="One run of the method, from images to a compressed file. RECIPE is a YAML file; each of its keys "
-        "can be overridden here, and those it leaves out have the defaults below.",
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", action=ActionConfigFile, help="another recipe, laid over the one before")
-    parser.add_class_arguments(Recipe, None)
-    return without_noise(parser)
+def load_recipe(path: str | Path | None = None, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe of a YAML file (the default one when there is none), with overrides: --KEY=VALUE, or --config=FILE.
 
-
-def without_noise(parser: ArgumentParser) -> ArgumentParser:
-    """The parser, with a help that leaves out options nobody needs: sections as files, and a rank's classes."""
-    for action in parser._actions:
-        if action.help == "Path to a configuration file." or "--design.rank.help" in action.option_strings:
-            action.help = SUPPRESS
-    return parser
-
-
-def recipe_from(values: Namespace) -> Recipe:
-    """The recipe among the instantiated values of a parser."""
+    Raises RecipeError for a file, a key or a value that no recipe has.
+    """
+    words = [*([] if path is None else [f"--config={path}"]), *overrides]
+    for word in words:
+        if word.startswith("--config="):
+            check_recipe_file(word.removeprefix("--config="))
+    parser = _parser()
+    try:
+        values = parser.instantiate(parser.parse_args(words))
+    except (ArgumentError, ValueError) as error:
+        lines = [line.strip(" -") for line in str(error).splitlines()]
+        found = next((line for line in lines if ", found " in line), " ".join(lines))
+        raise RecipeError(found) from error
     return Recipe(**{name: values[name] for name in Recipe.__dataclass_fields__})
 
 
-def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """The recipe of a YAML file, with overrides as on the command line."""
-    parser = recipe_parser()
-    return recipe_from(parser.instantiate(parser.parse_args([f"--config={path}", *overrides])))
-
-
-def known_keys() -> list[str]:
-    """The keys of a recipe, sections joined to their keys by dots."""
-    return [key for key in recipe_parser().get_defaults().keys() if key != "config"]  # noqa: SIM118
+def _parser() -> ArgumentParser:
+    """A parser whose keys are a recipe's."""
+    parser = ArgumentParser(prog="splore run", exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action=ActionConfigFile)
+    parser.add_class_arguments(Recipe, None)
+    return parser
 
 
 def recipe_yaml(recipe: Recipe | None = None) -> str:
     """A recipe as YAML, each key with its meaning and unit; the default one when none is given."""
-    parser = recipe_parser()
+    parser = _parser()
     values = parser.get_defaults() if recipe is None else parser.parse_object(asdict(recipe))
     return parser.dump(values, with_comments=True, skip_unset=False)
 
@@ -86,15 +76,25 @@ def check_recipe_file(path: str) -> None:
                 raise unknown_key(key, known, f"{path}: ")
 
 
-def unknown_key(key: str, known: Iterable[str] | None = None, where: str = "") -> RecipeError:
+def known_keys() -> list[str]:
+    """The keys of a recipe, sections joined to their keys by dots."""
+    return [key.name for section in recipe_sections() for key in section.keys]
+
+
+def unknown_key(key: str, known: Iterable[str], where: str = "") -> RecipeError:
     """What to say of a key that no recipe has."""
-    offer = nearest(key, known_keys() if known is None else known)
+    offer = nearest(key, known)
     return RecipeError(f"{where}there is no key {key!r} in a recipe; {offer} splore recipe explains all keys")
 
 
 def changes(there: str, here: str) -> list[str]:
-    """The keys in which two recipes that `recipe_yaml` wrote differ, with both values; not those of `ELSEWHERE`."""
-    before, now = (_flat(_mapping(text, "the recipe of the run")) for text in (there, here))
+    """The keys in which two recipes that `recipe_yaml` wrote differ, with both values; not those of `ELSEWHERE`.
+
+    A key that was unknown when one of them was written is at its default there.
+    """
+    before, now = (
+        _flat(_mapping(recipe_yaml(), "")) | _flat(_mapping(text, "the recipe of the run")) for text in (there, here)
+    )
     return [
         f"{key} is {before.get(key)} there and {now.get(key)} here"
         for key in sorted(before.keys() | now.keys())
