@@ -110,7 +110,7 @@ def test_attention_is_no_obstacle():
     model = nn.Sequential(Attention(), nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
     price = cost(model, (5, 8))
     assert price.params == sum(p.numel() for p in model.parameters())
-    assert price.macs == 2 * 8 * 16 * 5  # what the projections in attention take is not seen
+    assert price.macs == (2 * 4 * 8 * 8 + 2 * 8 * 16) * 5
     decompose(model, Design(rank=1, include=("*",)))
     assert cost(model, (5, 8)).dense_params == price.params
 
@@ -170,3 +170,48 @@ def test_as_dict_is_plain_json():
     assert found["compressed"]["params_kept"] == price.params / price.dense_params
     assert found["layers"][0]["scheme"] == "channel" and found["layers"][0]["shape"] == [4, 2, 3, 3]
     assert found["layers"][1]["shape"] is None
+
+
+class Attention(nn.Module):
+    """Attends from `queries` to `keys` positions."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.attend = nn.MultiheadAttention(8, 2, batch_first=True, **options)
+
+    def forward(self, x):
+        wide = getattr(self.attend, "kdim", 8), getattr(self.attend, "vdim", 8)
+        key, value = (torch.cat([x, x], dim=2)[:, :3, :size] for size in wide)
+        return self.attend(x, key=key, value=value, need_weights=False)[0]
+
+
+@pytest.mark.parametrize(("kdim", "vdim"), [(8, 8), (5, 6)])
+def test_the_projections_of_an_attention_count(kdim, vdim):
+    model = nn.Sequential(Attention(kdim=kdim, vdim=vdim))
+    inside = 7 * 8 * 8 + 3 * 8 * kdim + 3 * 8 * vdim
+    found = cost(model, (7, 8))
+    assert found.macs == found.dense_macs == inside + 7 * 8 * 8
+    decompose(model, Design(rank=2, sparse=False))
+    found = cost(model, (7, 8))
+    assert (found.macs, found.dense_macs) == (inside + 7 * 2 * (8 + 8), inside + 7 * 8 * 8)
+    (out,) = (layer for layer in found.layers if layer.rank)
+    assert (out.name, out.macs) == ("0.attend.out_proj", 7 * 2 * (8 + 8))
+
+
+def test_an_encoder_layer_counts_all_its_weights():
+    # The way that PyTorch takes without gradients, all in one operator, must not hide the layers.
+    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    assert cost(model, (7, 8)).macs == 7 * (4 * 8 * 8 + 2 * 8 * 16)
+
+
+def test_printed_it_is_the_table_of_layers():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 2))
+    lines = str(cost(model, (3, 3, 3))).splitlines()
+    assert [line.split("|")[1].strip() for line in lines] == [
+        "layer",
+        lines[1].split("|")[1].strip(),
+        "0",
+        "3",
+        "others",
+        "total",
+    ]

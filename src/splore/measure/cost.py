@@ -7,7 +7,8 @@ For a decomposed layer the dense cost is that of the layer it stands for; for an
 - Bytes are those of the tensors in the model file, with the positions of the non-zeros of S, without its header.
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -19,29 +20,16 @@ from splore.measure.macs import Work, multiply_adds
 from splore.modelfile.packed import pack
 
 
-@dataclass(frozen=True)
-class LayerCost:
-    """The cost of one module's own tensors and work.
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What a layer or a network costs, beside the dense one that it stands for.
 
     Attributes:
-        name: where the module is in the model; empty for the model itself.
-        kind: the class of the layer, of the dense one where it is decomposed.
-        shape: the dense weight's shape, or None for what is neither a convolution nor a linear layer.
-        scheme, rank: of a decomposed layer, otherwise None.
-        nnz: non-zeros of S, or None for a layer without a sparse part.
-        density: nnz as a share of the entries of S, from 0 to 1, or None.
         params, dense_params: parameters.
         macs, dense_macs: multiply-adds per image.
-        bytes, dense_bytes: bytes in the model file.
+        bytes, dense_bytes: bytes of the tensors in the model file.
     """
 
-    name: str
-    kind: str
-    shape: tuple[int, ...] | None
-    scheme: Scheme | None
-    rank: int | None
-    nnz: int | None
-    density: float | None
     params: int
     dense_params: int
     macs: int
@@ -51,65 +39,62 @@ class LayerCost:
 
     @property
     def params_kept(self) -> float:
-        """Parameters as a fraction of the dense layer's."""
-        return _kept(self.params, self.dense_params)
+        """Parameters as a fraction of the dense ones."""
+        return self.params / self.dense_params if self.dense_params else 1.0
 
     @property
     def macs_kept(self) -> float:
-        """Multiply-adds as a fraction of the dense layer's."""
-        return _kept(self.macs, self.dense_macs)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """The cost of a network: one entry per module that has tensors of its own, in the model's order, and the sums."""
-
-    layers: tuple[LayerCost, ...]
-
-    @property
-    def params(self) -> int:
-        """Parameters of the network as it is."""
-        return sum(layer.params for layer in self.layers)
-
-    @property
-    def dense_params(self) -> int:
-        """Parameters of the dense network."""
-        return sum(layer.dense_params for layer in self.layers)
-
-    @property
-    def macs(self) -> int:
-        """Multiply-adds per image of the network as it is."""
-        return sum(layer.macs for layer in self.layers)
-
-    @property
-    def dense_macs(self) -> int:
-        """Multiply-adds per image of the dense network."""
-        return sum(layer.dense_macs for layer in self.layers)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of all tensors in the model file of the network as it is."""
-        return sum(layer.bytes for layer in self.layers)
-
-    @property
-    def dense_bytes(self) -> int:
-        """Bytes of all tensors of the dense network."""
-        return sum(layer.dense_bytes for layer in self.layers)
-
-    @property
-    def params_kept(self) -> float:
-        """Parameters as a fraction of the dense network's."""
-        return _kept(self.params, self.dense_params)
-
-    @property
-    def macs_kept(self) -> float:
-        """Multiply-adds as a fraction of the dense network's."""
-        return _kept(self.macs, self.dense_macs)
+        """Multiply-adds as a fraction of the dense ones."""
+        return self.macs / self.dense_macs if self.dense_macs else 1.0
 
     @property
     def bytes_kept(self) -> float:
-        """Bytes as a fraction of the dense network's."""
-        return _kept(self.bytes, self.dense_bytes)
+        """Bytes as a fraction of the dense ones."""
+        return self.bytes / self.dense_bytes if self.dense_bytes else 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCost(Figures):
+    """The cost of one module's own tensors and work.
+
+    Attributes:
+        name: where the module is in the model; empty for the model itself.
+        kind: the class of the layer, of the dense one where it is decomposed.
+        shape: the dense weight's shape, or None for what is neither a convolution nor a linear layer.
+        scheme, rank: of a decomposed layer, otherwise None.
+        nnz: non-zeros of S, or None for a layer without a sparse part.
+        density: nnz as a share of the entries of S, from 0 to 1, or None.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...] | None
+    scheme: Scheme | None = None
+    rank: int | None = None
+    nnz: int | None = None
+    density: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost(Figures):
+    """The cost of a network: the sums, and one entry per module that has tensors of its own, in the model's order.
+
+    `str` gives the table of layers.
+    """
+
+    layers: tuple[LayerCost, ...]
+
+    @classmethod
+    def of(cls, layers: Iterable[LayerCost]) -> "Cost":
+        """The cost of a network that has these layers."""
+        layers = tuple(layers)
+        sums = {field.name: sum(getattr(layer, field.name) for layer in layers) for field in fields(Figures)}
+        return cls(layers=layers, **sums)
+
+    def __str__(self) -> str:
+        from splore.measure.report import layer_table  # what draws tables takes a moment to import
+
+        return str(layer_table(self))
 
     def as_dict(self) -> dict:
         """The sums and the layers in types that JSON has."""
@@ -150,7 +135,7 @@ def cost(model: nn.Module, input_shape: tuple[int, ...]) -> Cost:
         counted = isinstance(module, LowRankSparse | _ConvNd | nn.Linear)
         if own or counted:
             layers.append(_layer_cost(name, module, own, work.get(id(module), Work(0, 0))))
-    return Cost(tuple(layers))
+    return Cost.of(layers)
 
 
 def _layer_cost(name: str, module: nn.Module, own: list[Tensor], work: Work) -> LayerCost:
@@ -161,7 +146,15 @@ def _layer_cost(name: str, module: nn.Module, own: list[Tensor], work: Work) -> 
         weight = module.weight if isinstance(module, _ConvNd | nn.Linear) else None
         shape = None if weight is None else tuple(weight.shape)
         return LayerCost(
-            name, kind, shape, None, None, None, None, params, params, work.macs, work.dense_macs, size, size
+            name=name,
+            kind=kind,
+            shape=shape,
+            params=params,
+            dense_params=params,
+            macs=work.macs,
+            dense_macs=work.dense_macs,
+            bytes=size,
+            dense_bytes=size,
         )
     m, k = matrix_shape(module.weight_shape, module.scheme)
     sparse = [t for t in own if t is module.S]
@@ -192,7 +185,3 @@ def _own_tensors(module: nn.Module) -> list[Tensor]:
     stored = {name: b for name, b in module._buffers.items() if name not in module._non_persistent_buffers_set}
     tensors = [t for t in (*module._parameters.values(), *stored.values()) if t is not None]
     return list({id(t): t for t in tensors}.values())
-
-
-def _kept(part: int, whole: int) -> float:
-    return part / whole if whole else 1.0

@@ -1,9 +1,9 @@
 """Multiply-adds of one image's forward pass, layer by layer.
 
-They are counted in convolutions and linear layers, each time one is called. A·B counts as the two convolutions it
-stands for, and S as one multiply-add per non-zero and output pixel: that is what an engine that runs the parts
-computes, whereas training composes W. All other modules count as nothing, and so do layers whose weight another module
-uses without calling them, as the projections within `nn.MultiheadAttention`.
+They are counted where weights are multiplied: in convolutions and linear layers, each time one is called, and in the
+projections of `nn.MultiheadAttention`, which uses its layers without calling them. A·B counts as the two convolutions
+it stands for, and S as one multiply-add per non-zero and output pixel: that is what an engine that runs the parts
+computes, whereas training composes W. All other modules count as nothing.
 """
 
 from collections.abc import Iterator
@@ -37,12 +37,20 @@ def multiply_adds(model: nn.Module, input_shape: tuple[int, ...]) -> dict[int, W
     """
     work: dict[int, Work] = {}
 
-    def count(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
-        new = layer_work(module, args[0] if args else next(iter(kwargs.values())), output)
+    def add(module: nn.Module, new: Work) -> None:
         old = work.get(id(module), Work(0, 0))
         work[id(module)] = Work(old.macs + new.macs, old.dense_macs + new.dense_macs)
 
-    layers = [module for module in model.modules() if isinstance(module, LowRankSparse | _ConvNd | nn.Linear)]
+    def count(module: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple) -> None:
+        inputs = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
+        if isinstance(module, nn.MultiheadAttention):
+            add(module, _in_projection(module, *(inputs[name] for name in ("query", "key", "value"))))
+            add(module.out_proj, layer_work(module.out_proj, output[0], output[0]))
+        elif isinstance(output, Tensor):
+            add(module, layer_work(module, next(iter(inputs.values())), output))
+
+    kinds = LowRankSparse | _ConvNd | nn.Linear | nn.MultiheadAttention
+    layers = [module for module in model.modules() if isinstance(module, kinds)]
     like = next((t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), torch.empty(0))
     handles = [layer.register_forward_hook(count, with_kwargs=True) for layer in layers]
     try:
@@ -73,6 +81,12 @@ def layer_work(layer: nn.Module, x: Tensor, y: Tensor) -> Work:
     # the first axis of the weight is that of the input channels.
     pixels = (x if isinstance(layer, _ConvTransposeNd) else y).numel() // layer.weight.shape[0]
     return Work(layer.weight.numel() * pixels, layer.weight.numel() * pixels)
+
+
+def _in_projection(attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> Work:
+    """The work of an attention's projections of its inputs (..., channels), with the weights that it holds itself."""
+    macs = sum(x.numel() * attention.embed_dim for x in (query, key, value))
+    return Work(macs, macs)
 
 
 @contextmanager

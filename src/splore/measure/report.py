@@ -13,7 +13,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from splore.measure.cost import Cost, LayerCost
+from splore.measure.cost import Cost, Figures, LayerCost
 
 _UNBOUNDED = 100_000
 """A width in characters that no table reaches."""
@@ -126,7 +126,7 @@ def layer_table(cost: Cost) -> Report:
         Column("params kept"), Column("MACs", 5), Column("MACs kept", 2), Column("bytes"),
     )  # fmt: skip
     rows = [_layer_row(layer) for layer in cost.layers if layer.shape is not None]
-    others = Cost(tuple(layer for layer in cost.layers if layer.shape is None))
+    others = Cost.of(layer for layer in cost.layers if layer.shape is None)
     if others.layers:
         rows.append(("others", "", "", "", "", "", *_figures(others)))
     return Report(columns, tuple(rows), ("total", "", "", "", "", "", *_figures(cost)))
@@ -173,7 +173,7 @@ def _layer_row(layer: LayerCost) -> tuple[str, ...]:
     return layer.name or "(model)", layer.kind, shape, scheme, rank, percent(layer.density), *_figures(layer)
 
 
-def _figures(cost: Cost | LayerCost) -> tuple[str, ...]:
+def _figures(cost: Figures) -> tuple[str, ...]:
     macs_kept = percent(cost.macs_kept) if cost.dense_macs else ""
     params_kept = percent(cost.params_kept) if cost.dense_params else ""
     return count(cost.params), params_kept, count(cost.macs), macs_kept, size(cost.bytes)
