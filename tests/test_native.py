@@ -4,6 +4,7 @@ import math
 import os
 import threading
 
+import fuzz_kernels
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -68,6 +69,13 @@ def test_convolutions_equal_the_reference(seed, channels, side, kernel, density,
 @given(st.integers(0, 1 << 30), st.integers(1, 33), st.sampled_from([1, 2]), st.sampled_from(ISAS or [None]))
 def test_programs_equal_the_reference(seed, images, threads, isa):
     expect_equal(random_program(seed), images, threads, isa)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 1 << 30))
+def test_no_run_reads_what_it_did_not_write(seed):
+    """Several batch sizes by one engine, each after images that are no numbers: see `fuzz_kernels`."""
+    assert fuzz_kernels.check(seed, isas=tuple(ISAS)) in ("equal", "not finite")
 
 
 def test_a_timed_plan_equals_the_reference(monkeypatch):
