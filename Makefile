@@ -59,8 +59,9 @@ wheel: setup  ## build the wheel for all Pythons, which needs no compiler where 
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/wheel/splore-*.whl
 
-docs: setup  ## make the table of recipe keys, and the tables and curves of results from the runs' JSON, in docs/
+docs: setup  ## make the tables and curves in README and docs/, from the code and the runs' JSON
 	$(BIN)/python docs/keys.py
+	$(BIN)/python benchmarks/readme.py
 	$(BIN)/python -m pip install --quiet "matplotlib>=3.9"
 	$(BIN)/python benchmarks/table.py > docs/results.md
 	echo >> docs/results.md

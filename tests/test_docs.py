@@ -1,0 +1,113 @@
+"""What README.md and docs/ show is so: code runs, links lead somewhere, commands parse, tables come from the JSON."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command import splore
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))]
+VERSION = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+
+def blocks(page, language):
+    """The code blocks of a page that are marked with this language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def commands(page):
+    """Each `splore ...` of a page, in code blocks and in the running text, without comments."""
+    code = [line for block in blocks(page, "(?:sh|bash)?") for line in block.replace("\\\n", " ").splitlines()]
+    code += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL))
+    found = [re.search(r"(?:^|\s)splore ((?:run|sweep|inspect|evaluate|recipe)\b.*)", line) for line in code]
+    return [match[1].partition("  #")[0].rstrip() for match in found if match]
+
+
+COMMANDS = sorted({words for page in PAGES for words in commands(page)})
+
+
+def test_the_readme_is_read_in_a_few_minutes():
+    assert len(README.read_text().split()) <= 650
+
+
+@pytest.mark.slow
+def test_the_code_of_the_readme_runs_as_it_stands(tmp_path):
+    (tmp_path / "snippet.py").write_text("\n".join(blocks(README, "python")))
+    done = subprocess.run(
+        [sys.executable, "snippet.py"],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.partition("%")[0]) > 85
+    assert {path.name for path in tmp_path.iterdir()} >= {"digits.safetensors", "digits.splore"}
+
+
+def test_the_tables_of_the_readme_are_those_of_the_json():
+    import readme
+
+    assert README.read_text() == readme.with_tables(README.read_text()), "make docs writes them anew"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_within_the_project_leads_somewhere(page):
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        place = (page.parent / path).resolve() if path else page
+        assert place.exists(), f"{page.name} links to {target}"
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", place.read_text(), re.MULTILINE)
+            anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert anchor in anchors, f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_a_page_names_exist(page):
+    for name in re.findall(
+        r"`((?:src|docs|recipes|examples|benchmarks|native|tests)/[\w./-]+\.\w+)`", page.read_text()
+    ):
+        assert (ROOT / name).exists(), f"{page.name} names {name}"
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_every_command_parses(words, tmp_path):
+    words = re.sub(r"\bRECIPE\b", "recipes/digits.yaml", re.sub(r"\[[^\]]*\]", "", words))
+    command, *options = shlex.split(re.sub(r"\b(recipes|examples)/", rf"{ROOT}/\1/", words))
+    if command == "run" and any(option.startswith("--out") for option in options):
+        done = splore(command, *options, "--print_config", folder=tmp_path)
+        assert done.code == 0 and "train:" in done.out, done
+        return
+    shown = splore(command, "--help", folder=tmp_path).out
+    for option in options:
+        if option.startswith("--"):
+            assert re.search(rf"{re.escape(option.partition('=')[0])}\b", shown), option
+
+
+@pytest.mark.parametrize(
+    "line", re.findall(r"^\|.*\.(?:py|cpp)`.*", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+)
+def test_the_tour_names_what_is_there(line):
+    path, *names = re.findall(r"`([^`]+)`", line)
+    text = (ROOT / path).read_text()
+    for name in (name for name in names if "/" not in name):
+        *_, function = re.split(r"\.|::", name)
+        assert re.search(rf"\bdef {function}\(|\b{re.escape(name)}\(", text), (path, name)
+
+
+def test_the_version_is_one():
+    for name, pattern in (("CITATION.cff", r"^version: (\S+)$"), ("CHANGELOG.md", r"^## \[(\d\S*)\]")):
+        found = re.search(pattern, (ROOT / name).read_text(), re.MULTILINE)
+        assert found and found[1] == VERSION, name
