@@ -64,6 +64,7 @@ docs: setup  ## make the tables and curves in README and docs/, from the code an
 	$(BIN)/python benchmarks/readme.py
 	$(BIN)/python -m pip install --quiet "matplotlib>=3.9"
 	$(BIN)/python benchmarks/table.py > docs/results.md
+	$(BIN)/python benchmarks/speed.py >> docs/results.md
 	echo >> docs/results.md
 	$(BIN)/python benchmarks/paper/table.py --plots docs >> docs/results.md
 

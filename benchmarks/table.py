@@ -26,14 +26,19 @@ def section(path: Path) -> str:
             "",
             f"Method {recipe['method']}; {epochs} epochs for the dense net, {recipe['train']['epochs']} + "
             f"{recipe['finetune']['epochs']} for ours; seed {run['seed']} (n = 1); accuracy at the last epoch.",
-            f"{machine['gpu'] or machine['cpu']}, {machine['threads']} threads, {run['seconds'] / 60:.0f} minutes; "
+            f"{machine['gpu'] or machine['cpu']}, {machine['threads']} threads, {_minutes(run['seconds'])}; "
             f"PyTorch {versions['torch']}; commit {run['commit']}; `benchmarks/results/{path.name}`.",
         ]
     )
 
 
+def _minutes(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes} minute{'' if minutes == 1 else 's'}"
+
+
 def main() -> None:
-    print("# Results\n\nMade by `python benchmarks/table.py` from the runs' own JSON. All figures are ours.")
+    print("# Results\n\nMade by `make docs` from the runs' own JSON in `benchmarks/results`. All figures are ours.")
     for path in sorted(RESULTS.glob("*.json")):
         if "stages" in json.loads(path.read_text()):
             print(f"\n{section(path)}")

@@ -59,6 +59,18 @@ def test_the_tables_of_the_readme_are_those_of_the_json():
     assert README.read_text() == readme.with_tables(README.read_text()), "make docs writes them anew"
 
 
+def test_the_tables_of_the_results_are_those_of_the_json():
+    scripts = [ROOT / "benchmarks" / name for name in ("table.py", "speed.py", "paper/table.py")]
+    made = "".join(
+        subprocess.run([sys.executable, script], capture_output=True, text=True).stdout for script in scripts
+    )
+    assert made.count("\n## ") >= 6
+    page = (ROOT / "docs/results.md").read_text()
+    assert [line for line in made.splitlines() if line] == [
+        line for line in page.splitlines() if line and not line.startswith("![")
+    ], "make docs writes them anew"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_within_the_project_leads_somewhere(page):
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
