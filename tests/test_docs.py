@@ -17,16 +17,22 @@ VERSION = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text()
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 
-def blocks(page, language):
-    """The code blocks of a page that are marked with this language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+def blocks(page, *languages):
+    """The code blocks of a page that are marked with one of these languages."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [text for language, text in found if language in languages]
+
+
+def prose(page):
+    """A page without its code blocks."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
 def commands(page):
     """Each `splore ...` of a page, in code blocks and in the running text, without comments."""
-    code = [line for block in blocks(page, "(?:sh|bash)?") for line in block.replace("\\\n", " ").splitlines()]
-    code += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL))
-    found = [re.search(r"(?:^|\s)splore ((?:run|sweep|inspect|evaluate|recipe)\b.*)", line) for line in code]
+    code = [line for block in blocks(page, "", "sh") for line in block.replace("\\\n", " ").splitlines()]
+    code += re.findall(r"`([^`\n]+)`", prose(page))
+    found = [re.search(r"(?:^|\s)splore ([a-z]+\b.*)", line) for line in code]
     return [match[1].partition("  #")[0].rstrip() for match in found if match]
 
 
@@ -73,8 +79,7 @@ def test_the_tables_of_the_results_are_those_of_the_json():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_within_the_project_leads_somewhere(page):
-    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
         if re.match(r"[a-z]+:", target):
             continue
         path, _, anchor = target.partition("#")
@@ -102,10 +107,11 @@ def test_every_command_parses(words, tmp_path):
         done = splore(command, *options, "--print_config", folder=tmp_path)
         assert done.code == 0 and "train:" in done.out, done
         return
-    shown = splore(command, "--help", folder=tmp_path).out
+    shown = splore(command, "--help", folder=tmp_path)
+    assert shown.code == 0, shown
     for option in options:
         if option.startswith("--"):
-            assert re.search(rf"{re.escape(option.partition('=')[0])}\b", shown), option
+            assert re.search(rf"{re.escape(option.partition('=')[0])}\b", shown.out), option
 
 
 @pytest.mark.parametrize(
