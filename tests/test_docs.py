@@ -77,7 +77,7 @@ def test_the_tables_of_the_results_are_those_of_the_json():
     ], "make docs writes them anew"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_within_the_project_leads_somewhere(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
         if re.match(r"[a-z]+:", target):
@@ -91,7 +91,7 @@ def test_every_link_within_the_project_leads_somewhere(page):
             assert anchor in anchors, f"{page.name} links to {target}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_files_that_a_page_names_exist(page):
     for name in re.findall(
         r"`((?:src|docs|recipes|examples|benchmarks|native|tests)/[\w./-]+\.\w+)`", page.read_text()
@@ -129,3 +129,14 @@ def test_the_version_is_one():
     for name, pattern in (("CITATION.cff", r"^version: (\S+)$"), ("CHANGELOG.md", r"^## \[(\d\S*)\]")):
         found = re.search(pattern, (ROOT / name).read_text(), re.MULTILINE)
         assert found and found[1] == VERSION, name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_target_of_make_is_one_that_make_help_lists(page):
+    shown = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    targets = {line.split()[0] for line in shown.splitlines()}
+    named = [line for block in blocks(page, "", "sh") for line in block.splitlines()]
+    named += re.findall(r"`([^`\n]+)`", prose(page))
+    for line in named:
+        match = re.match(r"make ([a-z]+)", line)
+        assert not match or match[1] in targets, f"{page.name}: {line}"

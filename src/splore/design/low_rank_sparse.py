@@ -21,8 +21,8 @@ from splore.design.matrix import Scheme, fold, matrix_shape, unfold
 class LowRankSparse(nn.Module):
     """A layer with the weight W = A·B + S.
 
-    Build one from a dense layer with `LowRankSparseConv2d.like` or `LowRankSparseLinear.like`; `splore.decompose` does
-    so for a whole network.
+    Built from a dense layer, as `LowRankSparseConv2d(dense, rank)` or `LowRankSparseLinear(dense, rank)`, A, B and S
+    still zero; `splore.decompose` does so for a whole network and fills them.
     """
 
     A: nn.Parameter  # None, like B, in a layer of rank 0

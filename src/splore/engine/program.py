@@ -5,7 +5,7 @@ writes value i + 1; the last value is the output. Every value has a shape (C, H,
 (C, 1, 1).
 
 A `Program` that exists is valid: its constructor checks every shape, index and size, and raises `ValueError` with the
-operation at fault. So nothing downstream, the native kernels included, has to check again.
+operation at fault. The native engine checks all of it once more, for its C interface may be called by others.
 """
 
 from collections.abc import Iterator
