@@ -11,25 +11,20 @@ import argparse
 import functools
 import itertools
 import shutil
-import signal
-import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import splore
-from splore.machine import cores_per_process
 from splore.postprocess.prune import budget_entries
 from splore.runs.recipe import Recipe
 from splore.runs.recipe_file import load_recipe
-from splore.runs.stop import on_stop
+from splore.runs.sweep import Outcome, Sweep, cluster_executor, local_executor, shares
+from splore.runs.trial import Trial, log_of
 from splore.train.penalties import L1
 
 HERE = Path(__file__).parent
 RECIPES = HERE.parents[1] / "recipes"
 RESULTS = HERE.parent / "results" / "paper"
-PATIENCE = 120  # seconds that a run has for the end of its step and a checkpoint, when it is asked to stop
 
 NETS: dict[str, tuple[str, list[float]]] = {
     "vgg19": ("cifar10-vgg19.yaml", [0.0314, 0.02, 0.01]),
@@ -133,19 +128,18 @@ def overrides(net: str, method: str, kept: float, more: list[str]) -> tuple[list
     return [*words, *changes], base.train.epochs + base.finetune.epochs
 
 
-def jobs(args: argparse.Namespace, more: list[str]) -> dict[str, list[str]]:
-    """The arguments of each run by its name, seed by seed, so that whatever is done first is a whole table."""
-    found = {}
-    cores = max(cores_per_process() // args.parallel, 1)
-    shares = [f"--hardware.threads={cores}", f"--data.workers={cores}"] if args.parallel > 1 else []
+def trials(args: argparse.Namespace, more: list[str]) -> list[Trial]:
+    """The runs, seed by seed, so that whatever is done first is a whole table."""
+    found = []
     for seed, net, method in itertools.product(args.seeds, args.net, args.method):
         for kept in [1.0] if method == "dense" else args.kept or NETS[net][1]:
             words, epochs = overrides(net, method, kept, more)
+            recipe = RECIPES / NETS[net][0]
             cut = [] if method == "dense" else [f"--cut.params={kept}"]
             root = [f"--data.root={args.root}"] if args.root else []
-            recipe = str(RECIPES / NETS[net][0])
-            name = f"{net}-{method}-{100 * kept:g}-{epochs}ep-seed{seed}"
-            found[name] = [recipe, *shares, *words, *cut, *root, f"--seed={seed}"]
+            group = f"{net}-{method}-{100 * kept:g}-{epochs}ep"
+            own = (str(recipe), *shares(load_recipe(recipe), args.parallel), *words, *cut, *root, f"--seed={seed}")
+            found.append(Trial(f"{group}-seed{seed}", group, seed, own))
     return found
 
 
@@ -160,63 +154,35 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop, with a checkpoint, after so long")
     parser.add_argument("--parallel", type=int, default=1, help="runs side by side on one device")
+    parser.add_argument("--scheduler", help="run on the workers of the Dask cluster with this scheduler")
     parser.add_argument("--out", type=Path, default=Path("runs/paper"))
     own, more = sys.argv[1:], []
     if "--" in own:
         own, more = own[: own.index("--")], own[own.index("--") + 1 :]
     args = parser.parse_args(own)
-    end = time.monotonic() + 60 * args.minutes
-    waiting = {name: words for name, words in jobs(args, more).items() if not (RESULTS / f"{name}.json").exists()}
+    waiting = [trial for trial in trials(args, more) if not (RESULTS / f"{trial.name}.json").exists()]
     args.out.mkdir(parents=True, exist_ok=True)
     print(f"{len(waiting)} runs to make", flush=True)
-    running: dict[str, subprocess.Popen] = {}
+    sweep = Sweep(waiting, args.out, args.minutes)
     failed = False
-    stop = threading.Event()
-    with on_stop(lambda *_: stop.set()):
-        while (waiting or running) and time.monotonic() < end and not stop.is_set():
-            while waiting and len(running) < args.parallel:
-                name = next(iter(waiting))
-                running[name] = start(name, waiting.pop(name), args.out)
-            stop.wait(0.5)
-            for name in [name for name, process in running.items() if process.poll() is not None]:
-                failed |= not finish(name, running.pop(name).returncode, args.out)
-        pause(running)
+    with cluster_executor(args.scheduler) if args.scheduler else local_executor(args.parallel) as executor:
+        for outcome in sweep.outcomes(executor):
+            failed |= not settle(outcome, sweep)
     return int(failed)
 
 
-def start(name: str, words: list[str], out: Path) -> subprocess.Popen:
-    """Begins a run, or goes on with it, in a process of its own; what it prints goes to a file beside its folder."""
-    folder = out / name
-    resume = ["--resume"] if (folder / "recipe.yaml").exists() else []
-    print(f"{'goes on' if resume else 'begins'}: {name}", flush=True)
-    with open(out / f"{name}.log", "a") as log:
-        command = [sys.executable, "-m", "splore", "run", *words, "--out", str(folder), *resume]
-        # In a session of its own, Ctrl-C reaches it once, by way of this process.
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-
-
-def pause(running: dict[str, subprocess.Popen]) -> None:
-    """Stops the runs, with a checkpoint each; one that is not at the end of a step in time stays at its last."""
-    for process in running.values():
-        process.send_signal(signal.SIGINT)
-    end = time.monotonic() + PATIENCE
-    for name, process in running.items():
-        try:
-            process.wait(max(end - time.monotonic(), 0))
-        except subprocess.TimeoutExpired:
-            process.kill()
+def settle(outcome: Outcome, sweep: Sweep) -> bool:
+    """Keeps the summary of a finished run; says what became of another, and whether that is no failure."""
+    name, folder = outcome.trial.name, sweep.folder(outcome.trial)
+    if outcome.why:
+        print(f"failed: {name}: {outcome.why}; see {log_of(folder)}", flush=True)
+    elif sweep.is_finished(outcome.trial):
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / "summary.json", RESULTS / f"{name}.json")
+        print(f"done: {name}", flush=True)
+    elif outcome.code is not None:
         print(f"paused: {name}", flush=True)
-
-
-def finish(name: str, code: int, out: Path) -> bool:
-    """Keeps the summary of a finished run; says where the trouble of another is told."""
-    if code:
-        print(f"failed: {name} (exit code {code}); see {out / name}.log", flush=True)
-        return False
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    shutil.copy(out / name / "summary.json", RESULTS / f"{name}.json")
-    print(f"done: {name}", flush=True)
-    return True
+    return not outcome.why
 
 
 if __name__ == "__main__":

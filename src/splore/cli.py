@@ -22,6 +22,8 @@ splore learns every weight of a network as a low-rank plus a sparse matrix, W = 
 
   splore run RECIPE [--KEY=VALUE ...] --out DIR [--resume]    one run, from images to a compressed file
   splore run RECIPE --seeds 0 1 2 --out DIR [--resume]        the same run with several seeds, and their mean
+  splore sweep RECIPE --seeds 0 1 2 --methods dense sparse low-rank+sparse --kept 0.3 0.15 --out DIR [--resume]
+                                                              every seed with every method and share kept, compared
   splore recipe                                               the default recipe, each key explained
   splore inspect FILE_OR_MODEL                                the table of layers: rank, density, cost
   splore evaluate FILE --data.name NAME [--data.root DIR]     accuracy of a model file on the test images
@@ -42,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"splore {__version__}")
         raise SystemExit(0)
     command, rest = words[0], words[1:]
-    known = {"run": _run, "recipe": _recipe, "inspect": _inspect, "evaluate": _evaluate}
+    known = {"run": _run, "sweep": _sweep, "recipe": _recipe, "inspect": _inspect, "evaluate": _evaluate}
     try:
         if command not in known:
             raise Misuse(f"there is no command {command!r}; {nearest(command, known)} splore --help lists them")
@@ -158,6 +160,71 @@ def _run(words: list[str]) -> int:
         "overridden here, and those it leaves out have the defaults below.",
         "splore run [RECIPE] [--KEY=VALUE ...] --out DIR [--resume] [--seeds K ...]",
     )
+    _add_folder(parser)
+    parser.add_argument("--print_config", action="store_true", help="print the recipe as it would be run, and end")
+    values, recipe = _with_recipe(parser, words)
+    if values.print_config:
+        from splore.runs.recipe_file import recipe_yaml
+
+        print(recipe_yaml(recipe), end="")
+        return 0
+    _check_out(values.out)
+    if values.seeds is None:
+        if values.jobs is not None:
+            raise Misuse("--jobs says how many of the --seeds run side by side: give them too")
+        return commands.run(recipe, values.out, values.resume)
+    if any(word.startswith("--seed=") for word in values.overrides):
+        raise Misuse("--seed and --seeds are both given: leave one out")
+    return commands.sweep(recipe, values.seeds, values.out, values.resume, jobs=values.jobs)
+
+
+def _sweep(words: list[str]) -> int:
+    parser = _Parser(
+        "sweep",
+        "Runs of one recipe that differ in seed, method and share of the parameters kept, each in a folder of its own; "
+        "at the end a table, mean and standard deviation over the seeds. With dense among the methods the others train "
+        "no baseline of their own, and all see the images equally often.",
+        "splore sweep [RECIPE] [--KEY=VALUE ...] [--seeds K ...] [--methods M ...] [--kept SHARE ...] --out DIR",
+    )
+    _add_folder(parser)
+    parser.add_argument(
+        "--methods",
+        type=_or_recipe(str),
+        nargs="+",
+        metavar="M",
+        default=[],
+        help="dense, low-rank, sparse, low-rank+sparse; by default that of the recipe",
+    )
+    parser.add_argument(
+        "--kept",
+        type=_or_recipe(float),
+        nargs="+",
+        metavar="SHARE",
+        default=[],
+        help="shares of the dense net's parameters to keep, in place of cut.params",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=float("inf"),
+        help="stop after so long, each run with a checkpoint, to go on later with --resume",
+    )
+    parser.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="run on the workers of the Dask cluster with this scheduler (tcp://host:8786), which must all see --out",
+    )
+    values, recipe = _with_recipe(parser, words)
+    _check_out(values.out)
+    if any(word.startswith("--seed=") for word in values.overrides):
+        raise Misuse("a sweep takes its seeds from --seeds: leave --seed out")
+    seeds = values.seeds or [recipe.seed]
+    more = (values.methods, values.kept, values.jobs, values.minutes, values.scheduler)
+    return commands.sweep(recipe, seeds, values.out, values.resume, *more)
+
+
+def _add_folder(parser: _Parser) -> None:
+    """Adds what runs and sweeps share: where they write, whether they go on, and the seeds."""
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for everything that the run writes")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
     parser.add_argument(
@@ -171,24 +238,13 @@ def _run(words: list[str]) -> int:
         "--jobs",
         type=int,
         metavar="N",
-        help="how many of the seeds run side by side; by default all of them on a GPU, one on a CPU",
+        help="how many run side by side; by default as many as there are seeds on a GPU, one on a CPU",
     )
-    parser.add_argument("--print_config", action="store_true", help="print the recipe as it would be run, and end")
-    values, recipe = _with_recipe(parser, words)
-    if values.print_config:
-        from splore.runs.recipe_file import recipe_yaml
 
-        print(recipe_yaml(recipe), end="")
-        return 0
-    if values.out is None:
-        raise Misuse("expected --out DIR, the folder for everything that the run writes")
-    if values.seeds is None:
-        if values.jobs is not None:
-            raise Misuse("--jobs says how many of the --seeds run side by side: give them too")
-        return commands.run(recipe, values.out, values.resume)
-    if any(word.startswith("--seed=") for word in values.overrides):
-        raise Misuse("--seed and --seeds are both given: leave one out")
-    return commands.run_seeds(recipe, values.seeds, values.out, values.resume, values.jobs)
+
+def _check_out(out: Path | None) -> None:
+    if out is None:
+        raise Misuse("expected --out DIR, the folder for everything that is written")
 
 
 def _with_recipe(parser: _Parser, words: list[str]) -> tuple[argparse.Namespace, "Recipe"]:

@@ -5,16 +5,19 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from splore.runs.folder import RECIPE, SUMMARY, check_free, claimed, held, stored_recipe, write_recipe
+from splore.runs.trial import log_of
 
 # Whatever imports PyTorch, recipes too, is imported within the commands: help and mistakes are to be answered at once.
 if TYPE_CHECKING:
     from torch import nn
 
-    from splore.runs.recipe import DataRecipe, Recipe
+    from splore.runs.recipe import DataRecipe, Method, Recipe
+    from splore.runs.sweep import Outcome, Sweep
 
 
 class Misuse(Exception):
@@ -29,8 +32,8 @@ def run(recipe: "Recipe", out: Path, resume: bool = False) -> int:
     from splore.runs.recipe import check
     from splore.runs.recipe_file import recipe_yaml
 
-    if resume and any(out.glob("seed-*/")):
-        raise Misuse(f"{out} holds the runs of several seeds: name them with --seeds to go on")
+    if resume and any(out.glob("*seed-*/")):
+        raise Misuse(f"{out} holds the runs of several seeds: name them with --seeds, or splore sweep, to go on")
     text = recipe_yaml(recipe)
     first = not int(os.environ.get("RANK", "0"))  # of the processes of one job, the one that writes
     try:
@@ -67,39 +70,76 @@ def run(recipe: "Recipe", out: Path, resume: bool = False) -> int:
     return 0
 
 
-def run_seeds(recipe: "Recipe", seeds: Sequence[int], out: Path, resume: bool = False, jobs: int | None = None) -> int:
-    """Runs a recipe with each of `seeds` into a folder of its own in `out`; with `resume`, those that are unfinished.
+def sweep(
+    recipe: "Recipe",
+    seeds: Sequence[int],
+    out: Path,
+    resume: bool = False,
+    methods: "Sequence[Method]" = (),
+    kept: Sequence[float] = (),
+    jobs: int | None = None,
+    minutes: float = float("inf"),
+    scheduler: str | None = None,
+) -> int:
+    """Runs a recipe with each seed, method and share kept, into folders in `out`; with `resume`, what is unfinished.
 
-    `jobs` of them run side by side: by default all on a GPU, and one after the other on a CPU.
+    `jobs` of them run side by side: by default as many as there are seeds on a GPU, and one after the other on a CPU.
+    With a `scheduler` they run on the workers of a Dask cluster, all of which must see the folder `out`.
     """
-    from splore.runs.recipe import check
+    from splore.runs.prepare import fetch
     from splore.runs.recipe_file import recipe_yaml
-    from splore.runs.sweep import Seeds, check_seeds
+    from splore.runs.sweep import Sweep, cluster_executor, local_executor, shares, trials_of, usual_jobs
+    from splore.runs.sweep_table import report
 
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise Misuse("--seeds starts a process for each seed: call splore itself, not by way of torchrun or accelerate")
+        raise Misuse("a sweep starts a process for each run: call splore itself, not by way of torchrun or accelerate")
     if resume and (out / "metrics.jsonl").exists():
         raise Misuse(f"{out} holds a single run: leave --seeds out to go on with it")
+    if jobs is not None and scheduler is not None:
+        raise Misuse("--jobs is of this machine; with --scheduler the threads of the workers say how many run at once")
     text = recipe_yaml(recipe)
     try:
-        check_seeds(seeds, jobs)
-        check(recipe)
+        if jobs is not None and jobs < 1:
+            raise ValueError(f"--jobs must be at least 1, found {jobs}")
+        trials = trials_of(recipe, (out / RECIPE).absolute(), seeds, methods, kept)
         if resume:
             _check_same(out, text)
         else:
             check_free(out)
     except (ValueError, FileNotFoundError) as error:
         raise Misuse(str(error)) from error
-    several = Seeds(recipe, seeds, out, jobs)
-    several.fetch()
-    with held(out) if resume else claimed(out, text):
+    fetch(recipe.data)  # before several processes would do so at once
+    if scheduler is None:
+        jobs = min(jobs or usual_jobs(recipe, len(seeds)), len(trials))
+        trials = [replace(trial, words=(*trial.words, *shares(recipe, jobs))) for trial in trials]
+    executors = local_executor(jobs or 1) if scheduler is None else cluster_executor(scheduler)
+    with executors as executor, held(out) if resume else claimed(out, text):
         if resume:
             write_recipe(out, text)  # where it is resumed on other hardware
-        several.run()
-        if several.refused:
-            several.leave()
-            raise Misuse(several.refused)
-        return several.report()
+        several = Sweep(trials, out, minutes)
+        outcomes = list(several.outcomes(executor))
+        begun = any((several.folder(trial) / RECIPE).exists() for trial in trials)
+        if not begun and {outcome.code for outcome in outcomes} == {2}:
+            for path in [out / RECIPE, *(log_of(several.folder(trial)) for trial in trials)]:
+                path.unlink(missing_ok=True)  # so that a corrected command can use the folder
+            raise Misuse(outcomes[0].why)
+        report(several, outcomes)
+    return _said(several, outcomes, minutes)
+
+
+def _said(several: "Sweep", outcomes: "Sequence[Outcome]", minutes: float) -> int:
+    """Says what a sweep has left undone, and returns the exit code."""
+    go_on = f"the same command with --resume continues the runs in {several.out}"
+    if several.stopped == "asked":
+        print(f"splore: stopped; {go_on}", file=sys.stderr)
+        return 130
+    failed = [outcome for outcome in outcomes if outcome.why]
+    for outcome in failed:
+        log = log_of(several.folder(outcome.trial))
+        print(f"splore: {outcome.trial.label} failed: {outcome.why} ({log}); {go_on}", file=sys.stderr)
+    if several.stopped:
+        print(f"splore: stopped after {minutes:g} minute{'s' * (minutes != 1)}; {go_on}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def evaluate(file: str, data: "DataRecipe", model: str | None = None, device: Literal["auto", "cpu"] = "auto") -> int:

@@ -79,6 +79,12 @@ def prepare(recipe: Recipe, out: Path) -> Prepared:
     return Prepared(recipe, accelerator, data, model, dense, structure)
 
 
+def fetch(images: DataRecipe) -> None:
+    """Fetches a data set that is to be downloaded, in advance of the processes that will read it."""
+    if images.download:
+        open_data(images.name, images.root, images.batch_size, 0, torch.device("cpu"), workers=0, download=True)
+
+
 def open_split(images: DataRecipe, seed: int, accelerator: Accelerator, layout: torch.memory_format) -> Data:
     """The images that a recipe's `data` names; what is to be fetched is fetched by one process of each machine."""
     with accelerator.local_main_process_first() if images.download else nullcontext():

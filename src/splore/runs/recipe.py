@@ -9,6 +9,8 @@ from splore.design.matrix import Scheme
 from splore.design.ranks import Budget, Rank
 from splore.design.start import Start
 
+Method = Literal["dense", "low-rank", "sparse", "low-rank+sparse"]
+
 
 @dataclass(frozen=True)
 class DataRecipe:
@@ -178,7 +180,7 @@ class Recipe:
 
     model: str = "digits_cnn"
     pretrained: bool = False
-    method: Literal["dense", "low-rank", "sparse", "low-rank+sparse"] = "low-rank+sparse"
+    method: Method = "low-rank+sparse"
     baseline: bool = True
     seed: int = 0
     evaluate_every: int = 1

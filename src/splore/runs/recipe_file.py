@@ -1,6 +1,7 @@
 """Recipes as YAML: read with a clear word on what is wrong, written with every key explained, and compared."""
 
 import io
+import json
 from argparse import ArgumentError
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -99,6 +100,16 @@ def changes(there: str, here: str) -> list[str]:
         f"{key} is {before.get(key)} there and {now.get(key)} here"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key) and not key.startswith(ELSEWHERE)
+    ]
+
+
+def overrides(recipe: Recipe, changed: Recipe) -> list[str]:
+    """The words --KEY=VALUE that make of one recipe another."""
+    before, after = (_flat(_mapping(recipe_yaml(each), "")) for each in (recipe, changed))
+    return [
+        f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in after.items()
+        if value != before[key]
     ]
 
 

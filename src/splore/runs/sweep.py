@@ -1,183 +1,200 @@
-"""Several seeds of one recipe: a process for each, side by side on one device, and the mean and spread of them all."""
+"""A sweep: runs of one recipe that differ in seed, method and share kept, on the executor that is at hand."""
 
-import json
+import itertools
 import re
-import signal
-import subprocess
-import sys
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean, stdev
+from typing import get_args
 
 import torch
 
-from splore.machine import cores_per_process
-from splore.measure.report import Column, Report, percent, show, size
-from splore.runs.folder import RECIPE, SUMMARY, write_summary
-from splore.runs.recipe import Recipe
+from splore.files import write_whole
+from splore.machine import usable_cores
+from splore.names import nearest
+from splore.runs.folder import SUMMARY
+from splore.runs.recipe import Method, Recipe, check
+from splore.runs.recipe_file import overrides
 from splore.runs.stop import on_stop
-from splore.vision import open_data
+from splore.runs.trial import Trial, carry_out, log_of
 
+STOP = ".stop"
 _EPOCH = re.compile(r"\w+ +epoch \d+/\d+ ")
 """How the line begins that a run prints at the end of an epoch."""
 
 
-def check_seeds(seeds: Sequence[int], jobs: int | None) -> None:
-    """Raises ValueError for seeds that are not all different and 0 or more, and for no jobs at all."""
-    for seed in seeds:
-        if seed < 0:
-            raise ValueError(f"--seeds must be at least 0, found {seed}")
-        if seeds.count(seed) > 1:
-            raise ValueError(f"--seeds must differ, found {seed} {seeds.count(seed)} times")
-    if jobs is not None and jobs < 1:
-        raise ValueError(f"--jobs must be at least 1, found {jobs}")
+def trials_of(
+    recipe: Recipe, file: Path, seeds: Sequence[int], methods: Sequence[Method] = (), kept: Sequence[float] = ()
+) -> list[Trial]:
+    """Every seed with every method and share kept, seed by seed, so that what is done first is a whole table.
+
+    Where dense is among the methods it trains as long as the others do in all, and they leave their own baseline out
+    unless they learn from it; all see the images equally often.
+
+    Raises:
+        ValueError: values that no run can have, or that are given twice.
+    """
+    for name, values in (("--seeds", seeds), ("--methods", methods), ("--kept", kept)):
+        for value in values:
+            if values.count(value) > 1:
+                raise ValueError(f"{name} must differ, found {value} {values.count(value)} times")
+    if any(seed < 0 for seed in seeds):
+        raise ValueError(f"--seeds must be at least 0, found {min(seeds)}")
+    trials = {}
+    for method in methods:
+        if method not in get_args(Method):
+            raise ValueError(f"--methods: there is no method {method!r}; {nearest(method, get_args(Method))}")
+    shares_kept: Sequence[float | None] = kept or [None]
+    for seed, method, share in itertools.product(seeds, methods or [recipe.method], shares_kept):
+        changed = replace(recipe, seed=seed, method=method)
+        if method == "dense":
+            share = None if share is None else 1.0
+            if methods:
+                epochs = recipe.train.epochs + recipe.finetune.epochs
+                changed = replace(changed, train=replace(recipe.train, epochs=epochs))
+        elif share is not None:
+            changed = replace(changed, cut=replace(recipe.cut, params=share, energy=None))
+        if "dense" in methods and method != "dense" and not recipe.finetune.distill:
+            changed = replace(changed, baseline=False)
+        check(changed)
+        parts = [*([method] if methods else []), *([] if share is None else [f"{100 * share:g}"])]
+        group = " ".join([*parts[:-1], f"{parts[-1]} %"] if share is not None else parts)
+        name = "-".join([*parts, f"seed-{seed}"])
+        trials[name] = Trial(name, group, seed, (str(file), *overrides(recipe, changed)))
+    return list(trials.values())
 
 
-class Seeds:
-    """The runs of a recipe with several seeds, each in the folder seed-K of `out`; its output is in seed-K.log.
+def usual_jobs(recipe: Recipe, seeds: int) -> int:
+    """Runs side by side on one device: as many as there are seeds on a GPU, one on a CPU."""
+    return seeds if recipe.hardware.device == "auto" and torch.accelerator.is_available() else 1
+
+
+def shares(recipe: Recipe, jobs: int) -> tuple[str, ...]:
+    """The words that share this machine's cores among `jobs` runs side by side, where the recipe leaves them open."""
+    if jobs == 1:
+        return ()
+    cores = max(usable_cores() // jobs, 1)
+    threads = (f"--hardware.threads={cores}",) if recipe.hardware.threads is None else ()
+    return (*threads, *((f"--data.workers={cores}",) if recipe.data.workers is None else ()))
+
+
+@contextmanager
+def local_executor(jobs: int) -> Iterator[Executor]:
+    """Runs `jobs` at a time on this machine: a thread watches each process."""
+    with ThreadPoolExecutor(jobs) as executor:
+        yield executor
+
+
+@contextmanager
+def cluster_executor(address: str) -> Iterator[Executor]:
+    """Runs on the workers of a Dask cluster, as many at a time as they have threads.
+
+    Raises:
+        ImportError: Dask is not installed.
+        OSError: there is no scheduler at the address.
+    """
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ImportError("--scheduler needs Dask: pip install 'splore[cluster]'") from error
+    with Client(address, timeout=20) as client:
+        yield client.get_executor(pure=False, retries=0)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run of a sweep has ended.
 
     Attributes:
-        failed: the last line of the output of each seed that failed.
-        stopped: whether Ctrl-C or SIGTERM has ended the runs.
+        trial: the run.
+        code: its exit code; None where it was not begun, for the sweep was to stop.
+        why: what went wrong; empty where it is finished, and where it was stopped.
     """
 
-    def __init__(self, recipe: Recipe, seeds: Sequence[int], out: Path, jobs: int | None) -> None:
-        self.recipe, self.seeds, self.out = recipe, seeds, out
-        if jobs is None:
-            jobs = len(seeds) if recipe.hardware.device == "auto" and torch.accelerator.is_available() else 1
-        self.jobs = min(jobs, len(seeds))
-        self.failed: dict[int, str] = {}
-        self.stopped = False
-        self._codes: list[int] = []
-        self._running: list[subprocess.Popen] = []
+    trial: Trial
+    code: int | None
+    why: str = ""
 
-    def fetch(self) -> None:
-        """Fetches the data set, where that is wished for, before several processes would do so at once."""
-        wish = self.recipe.data
-        if wish.download:
-            open_data(wish.name, wish.root, wish.batch_size, 0, torch.device("cpu"), workers=0, download=True)
 
-    def run(self) -> None:
-        """Starts or goes on with what is not finished, and waits for it. A seed that fails stops no other."""
-        with on_stop(self._stop), ThreadPoolExecutor(self.jobs) as pool:
-            list(pool.map(self._run_one, self.seeds))
+class Sweep:
+    """Runs that are not finished yet, each in a folder of its own in `out`, with its log beside it.
 
-    @property
-    def refused(self) -> str:
-        """What was wrong where every seed was refused before it began; else empty."""
-        begun = any((self._folder(seed) / RECIPE).exists() for seed in self.seeds)
-        return "" if begun or set(self._codes) != {2} else next(iter(self.failed.values()), "")
+    Attributes:
+        stopped: what has stopped it before all were finished: Ctrl-C or SIGTERM ("asked"), its time ("time"), or "".
+    """
 
-    def leave(self) -> None:
-        """Removes what stands in `out` while no seed has begun, so that a corrected command can use it."""
-        for path in [self.out / RECIPE, *self.out.glob("seed-*.log")]:
-            path.unlink(missing_ok=True)
+    def __init__(self, trials: Sequence[Trial], out: Path, minutes: float = float("inf")) -> None:
+        self.trials, self.out, self.minutes = trials, out, minutes
+        self.stopped = ""
+        self._asked = 0
+        self._read: dict[str, int] = {}
 
-    def report(self) -> int:
-        """Prints the table of stages over all finished seeds, writes summary.json, and returns the exit code."""
-        finished = {seed: self._folder(seed) / SUMMARY for seed in self.seeds}
-        summaries = {seed: json.loads(path.read_text()) for seed, path in finished.items() if path.exists()}
-        stages = over_seeds(list(summaries.values()))
-        if stages:
-            show(seeds_table(stages))
-        failed = {str(seed): why for seed, why in self.failed.items()}
-        each = {str(seed): summary for seed, summary in summaries.items()}
-        write_summary(self.out, {"stages": stages, "seeds": each, "failed": failed})
-        go_on = f"the same command with --resume continues the runs in {self.out}"
-        if self.stopped:
-            print(f"splore: stopped; {go_on}", file=sys.stderr)
-            return 130
-        for seed, why in self.failed.items():
-            log = self._folder(seed).with_suffix(".log")
-            print(f"splore: seed {seed} failed: {why} ({log}); {go_on}", file=sys.stderr)
-        return 1 if self.failed else 0
+    def folder(self, trial: Trial) -> Path:
+        """Where the run writes."""
+        return self.out / trial.name
 
-    def _folder(self, seed: int) -> Path:
-        return self.out / f"seed-{seed}"
+    def is_finished(self, trial: Trial) -> bool:
+        """Whether the run has come to its end."""
+        return (self.folder(trial) / SUMMARY).exists()
 
-    def _command(self, seed: int) -> list[str]:
-        folder = self._folder(seed)
-        words = [str(self.out / RECIPE), f"--seed={seed}", f"--out={folder}"]
-        if (folder / RECIPE).exists():
-            words.append("--resume")
-        if self.jobs > 1:
-            share = max(cores_per_process() // self.jobs, 1)
-            if self.recipe.hardware.threads is None:
-                words.append(f"--hardware.threads={share}")
-            if self.recipe.data.workers is None:
-                words.append(f"--data.workers={share}")
-        return [sys.executable, "-m", "splore", "run", *words]
+    def outcomes(self, executor: Executor) -> Iterator[Outcome]:
+        """Starts, or goes on with, what is not finished; gives each outcome as it comes. A failure stops no other run.
 
-    def _run_one(self, seed: int) -> None:
-        """Makes the run of one seed, with its output in its log and its epochs on the screen."""
-        if self.stopped or (self._folder(seed) / SUMMARY).exists():
+        Ctrl-C, SIGTERM and the end of the minutes stop all runs once, each with a checkpoint; a second Ctrl-C ends
+        them at once.
+        """
+        stop, here = (self.out / STOP).absolute(), Path.cwd()
+        stop.unlink(missing_ok=True)
+        waiting: dict[Future, Trial] = {}
+        for trial in self.trials:
+            if self.is_finished(trial):
+                yield Outcome(trial, 0)
+                continue
+            folder = self.folder(trial).absolute()
+            log = log_of(folder)
+            self._read[trial.name] = log.stat().st_size if log.exists() else 0
+            waiting[executor.submit(carry_out, trial.words, folder, stop, here)] = trial
+        end = time.monotonic() + 60 * self.minutes
+        with on_stop(lambda *_: self._stop("asked")):
+            while waiting:
+                done, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+                for trial in waiting.values():
+                    self._show_epochs(trial)
+                if time.monotonic() > end and not self._asked:
+                    self._stop("time")
+                for future in done:
+                    yield self._outcome(waiting.pop(future), future)
+        stop.unlink(missing_ok=True)
+
+    def _stop(self, why: str) -> None:
+        self._asked += 1
+        self.stopped = self.stopped or why
+        write_whole(self.out / STOP, "the request to stop", str(self._asked).encode())
+
+    def _outcome(self, trial: Trial, future: Future) -> Outcome:
+        error = future.exception()
+        if error is not None:  # of the executor: a worker that is gone, a folder that it can't reach
+            return Outcome(trial, 1, " ".join(str(error).split()) or repr(error))
+        code = future.result()
+        if not code or self.stopped:
+            return Outcome(trial, code)
+        lines = log_of(self.folder(trial)).read_text(errors="replace").splitlines()
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return Outcome(trial, code, last.removeprefix("splore: ") or f"it ended with code {code}")
+
+    def _show_epochs(self, trial: Trial) -> None:
+        """Prints the lines of epochs that a run has written since they were last looked for."""
+        log = log_of(self.folder(trial))
+        if not log.exists():
             return
-        with self._folder(seed).with_suffix(".log").open("a") as log:
-            # In a session of its own, Ctrl-C reaches it once, by way of this process.
-            process = subprocess.Popen(
-                self._command(seed),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                start_new_session=True,
-            )
-            self._running.append(process)
-            if self.stopped:  # while it was being started
-                process.send_signal(signal.SIGINT)
-            last = ""
-            assert process.stdout is not None
-            for line in process.stdout:
-                log.write(line)
-                log.flush()
-                last = line.strip() or last
-                if _EPOCH.match(line):
-                    print(f"seed {seed}  {line}", end="", flush=True)
-        code = process.wait()
-        self._codes.append(code)
-        if code and not self.stopped:
-            self.failed[seed] = last.removeprefix("splore: ") or f"it ended with code {code}"
-
-    def _stop(self, number: int, frame: object) -> None:
-        """Asks every run to stop with a checkpoint; the second time, to die."""
-        self.stopped = True
-        for process in self._running:
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)
-
-
-def over_seeds(summaries: list[dict]) -> list[dict]:
-    """Mean and sample standard deviation (None of a single run) of the stages of runs that differ in the seed."""
-    stages = []
-    for name in [row["stage"] for row in summaries[0]["stages"]] if summaries else []:
-        rows = [row for summary in summaries for row in summary["stages"] if row["stage"] == name]
-        figures = {}
-        for key in ("accuracy", "loss", "params", "params_kept", "macs_kept", "bytes"):
-            values = [row[key] for row in rows]
-            figures[key] = {"mean": mean(values), "std": stdev(values) if len(values) > 1 else None}
-        stages.append({"stage": name, "n": len(rows), **figures})
-    return stages
-
-
-def seeds_table(stages: list[dict]) -> Report:
-    """The table of `over_seeds`, for people."""
-    columns = (
-        Column("stage", words=True), Column("accuracy"), Column("params kept", 1), Column("MACs kept", 2),
-        Column("bytes", 3),
-    )  # fmt: skip
-    rows = []
-    for stage in stages:
-        accuracy = stage["accuracy"]
-        spread = "" if accuracy["std"] is None else f" ± {accuracy['std']:.2f}"
-        rows.append(
-            (
-                stage["stage"],
-                f"{accuracy['mean']:.2f}{spread} % ({stage['n']})",
-                percent(stage["params_kept"]["mean"]),
-                percent(stage["macs_kept"]["mean"]),
-                size(round(stage["bytes"]["mean"])),
-            )
-        )
-    return Report(columns, tuple(rows))
+        with log.open("rb") as file:
+            file.seek(self._read[trial.name])
+            lines = file.read()
+        whole = lines[: lines.rfind(b"\n") + 1]
+        self._read[trial.name] += len(whole)
+        for line in whole.decode(errors="replace").splitlines():
+            if _EPOCH.match(line):
+                print(f"{trial.label}  {line}", flush=True)
