@@ -20,6 +20,7 @@ NAMES = [
     "Scaling",
     "Scheme",
     "Summary",
+    "attach",
     "build",
     "compile",
     "cost",

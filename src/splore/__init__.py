@@ -17,6 +17,7 @@ _HOMES = {
     "design.matrix": ("Scheme",),
     "design.ranks": ("Budget", "Energy"),
     "measure.cost": ("cost",),
+    "train.attach": ("attach",),
     "train.penalties": ("FrobeniusDecay", "L1", "Scaling", "parameter_groups"),
     "train.masks": ("hold_masks",),
     "postprocess.prune": ("cubic", "energy_share", "lamp", "magnitude", "prune", "relative"),
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from splore.postprocess.prune import cubic, energy_share, lamp, magnitude, prune, relative
     from splore.postprocess.rank_cut import cut_ranks, share_budget
     from splore.postprocess.recalibrate import recalibrate
+    from splore.train.attach import attach
     from splore.train.masks import hold_masks
     from splore.train.penalties import L1, FrobeniusDecay, Scaling, parameter_groups
     from splore.vision import build

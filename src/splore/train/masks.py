@@ -1,57 +1,102 @@
 """Masked fine-tuning: entries of S that were cut stay exactly zero, whatever the optimiser does."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from splore.design.layers import decomposed_layers
+from splore.design.layers import LowRankSparse, decomposed_layers
+from splore.train.optimizer import Present, hooked
 from splore.train.shards import local, shard_like
 
 
 class MaskHold:
-    """Holds the masks of a model's sparse parts through the steps of an optimiser, by hooks on it.
+    """Holds the masks of a model's sparse parts through the steps of an optimiser. Built by `hold_masks`.
 
-    Before a step the gradients of cut entries are set to zero, so that no momentum gathers there; after it the entries
-    themselves are. Built by `hold_masks`; `remove` ends it.
+    The gradient of a cut entry is set to zero as soon as the backward pass has written it, so that clipping, gradient
+    scalers and running averages never see it; after a step the entry itself is. Masks that change on the way are
+    taken as they are; `remove` ends it.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
-        self.layers = [layer for layer in decomposed_layers(model).values() if layer.S is not None]
-        self.optimizer = optimizer
-        self.refresh()
-        self.handles = [
-            optimizer.register_step_pre_hook(self._mask_gradients),
-            optimizer.register_step_post_hook(self._mask_values),
+        self.optimizer = hooked(optimizer)
+        present = Present(model, self.optimizer)
+        if isinstance(model, DistributedDataParallel):  # which makes parameters and buffers equal: now the masks too
+            for layer in decomposed_layers(model).values():
+                if layer.mask is not None:
+                    torch.distributed.broadcast(layer.mask, group=model.process_group, group_src=0)
+        self.holds = [_Hold(each, self.optimizer) for each in decomposed_layers(model).values() if each.S is not None]
+        self.handles: list[Any] = [
+            self.optimizer.register_step_pre_hook(present),
+            self.optimizer.register_step_post_hook(self._mask_values),
+            *(hold.handle for hold in self.holds),
         ]
 
-    @torch.no_grad()
     def refresh(self) -> None:
-        """To be called when masks have changed: clears cut entries from S and from the optimiser's running state."""
-        self.masks = [local(shard_like(layer.mask, layer.S)) for layer in self.layers]
-        for layer, mask in zip(self.layers, self.masks, strict=True):
-            local(layer.S).mul_(mask)
-            for value in self.optimizer.state.get(layer.S, {}).values():
-                if isinstance(value, Tensor) and value.shape == layer.S.shape:
-                    local(value).mul_(mask)
+        """Clears cut entries from S and from the optimiser's running state: at once, not first at the next gradient."""
+        for hold in self.holds:
+            hold.take_mask()
 
     def remove(self) -> None:
         """Lets the optimiser step without the masks again."""
         for handle in self.handles:
             handle.remove()
 
-    @torch.no_grad()
-    def _mask_gradients(self, *_: object) -> None:
-        pairs = zip(self.layers, self.masks, strict=True)
-        held = [(local(layer.S.grad), mask) for layer, mask in pairs if layer.S.grad is not None]
-        if held:
-            torch._foreach_mul_([gradient for gradient, _ in held], [mask for _, mask in held])
+    def _mask_values(self, *_: object) -> None:
+        for hold in self.holds:
+            hold.mask_values()
+
+
+class _Hold:
+    """The mask of one layer; `cut` is True where an entry is to stay zero, or None where none is."""
+
+    def __init__(self, layer: LowRankSparse, optimizer: Optimizer) -> None:
+        self.layer, self.optimizer = layer, optimizer
+        frozen = not layer.S.requires_grad
+        layer.S.requires_grad_(True)  # a hook can't be registered otherwise; the layer may be thawed later
+        self.handle = layer.S.register_post_accumulate_grad_hook(self._mask_gradient)
+        layer.S.requires_grad_(not frozen)
+        self.take_mask()
 
     @torch.no_grad()
-    def _mask_values(self, *_: object) -> None:
-        if self.layers:
-            torch._foreach_mul_([local(layer.S) for layer in self.layers], self.masks)
+    def take_mask(self) -> None:
+        S, self.mask = self.layer.S, self.layer.mask
+        self.version = self.mask._version
+        self.cut: Tensor | None = None
+        if not self.mask.all():  # waits for the device, and only when a mask has changed
+            self.cut = local(shard_like(~self.mask, S))
+            state = self.optimizer.state.get(S, {}).values()
+            for value in (S, *(v for v in state if isinstance(v, Tensor) and v.shape == S.shape)):
+                local(value).masked_fill_(self.cut, 0)
+
+    def _current(self) -> Tensor | None:
+        if self.layer.mask is not self.mask or self.mask._version != self.version:
+            self.take_mask()
+        return self.cut
+
+    @torch.no_grad()
+    def _mask_gradient(self, S: Tensor) -> None:
+        cut = self._current()
+        if cut is not None and S.grad is not None:
+            local(S.grad).masked_fill_(cut, 0)
+
+    @torch.no_grad()
+    def mask_values(self) -> None:
+        cut = self._current()
+        if cut is not None:
+            local(self.layer.S).masked_fill_(cut, 0)
 
 
 def hold_masks(model: nn.Module, optimizer: Optimizer) -> MaskHold:
-    """From now on every step of `optimizer` leaves the cut entries of S exactly zero. One line before the loop."""
+    """From now on every step of `optimizer` leaves the cut entries of S exactly zero. One line before the loop.
+
+    Args:
+        model: a decomposed network; DDP, FSDP2 and `torch.compile` may have wrapped it.
+        optimizer: the one that trains it, or a wrapper that has it as `.optimizer`.
+
+    Raises:
+        ValueError: the optimiser does not hold the model's present parameters; before a step, too, if ranks change.
+    """
     return MaskHold(model, optimizer)

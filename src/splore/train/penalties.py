@@ -10,8 +10,11 @@ In a loop of your own:
     (criterion(model(x), y) + decay.penalty()).backward()
     optimizer.step()
     l1.shrink(lr / (1 - 0.9))      # or add l1.penalty() to the loss instead: the paper's way
+
+`splore.attach` does all of this in one line before the loop.
 """
 
+from collections.abc import Sequence
 from enum import Enum
 
 import torch
@@ -19,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from splore.design.layers import decomposed_layers
+from splore.train.rate import Rate
 from splore.train.shards import local, shard_like, total, whole
 
 
@@ -40,6 +44,11 @@ class L1:
     zero but never onto it; the proximal step, after the optimiser's, makes exact zeros. Use one of the two.
 
     Build it after `decompose`, and again if layers are replaced. Frozen layers are left alone.
+
+    Attributes:
+        parts: the sparse parts that it penalises.
+        strength: it may be changed on the way.
+        generator: of the random numbers by which parts in half precision are rounded, the same in every process.
     """
 
     def __init__(self, model: nn.Module, strength: float, scaling: Scaling = Scaling.PCA) -> None:
@@ -47,8 +56,15 @@ class L1:
             raise ValueError(f"the strength of the l1 can't be negative, found {strength}")
         sparse = [layer for layer in decomposed_layers(model).values() if layer.S is not None]
         self.parts: list[Tensor] = [layer.S for layer in sparse if layer.S.requires_grad]
-        self.strengths = [strength * (max(S.shape) ** -0.5 if scaling is Scaling.PCA else 1.0) for S in self.parts]
+        self.strength = strength
+        self.scales = [max(S.shape) ** -0.5 if scaling is Scaling.PCA else 1.0 for S in self.parts]
+        self.generator: torch.Generator | None = None
         self._weights: Tensor | None = None
+
+    @property
+    def strengths(self) -> list[float]:
+        """The strength for each of the parts."""
+        return [self.strength * scale for scale in self.scales]
 
     def penalty(self) -> Tensor:
         """strength * sum of scale * sum |S|, a differentiable scalar; of sharded parameters it has no gradient."""
@@ -56,13 +72,15 @@ class L1:
             return torch.zeros(())
         norms = torch.stack(torch._foreach_norm([local(S) for S in self.parts], 1))
         if self._weights is None or self._weights.device != norms.device:
-            self._weights = torch.tensor(self.strengths, device=norms.device)
-        return total(norms.float() @ self._weights, self.parts[0])
+            self._weights = torch.tensor(self.scales, device=norms.device)
+        return self.strength * total(norms.float() @ self._weights, self.parts[0])
 
     @torch.no_grad()
-    def add_gradients(self) -> None:
-        """Adds the subgradient of `penalty` to S.grad; call before the step. Cheaper than a loss term."""
-        wanted = [(S, strength) for S, strength in zip(self.parts, self.strengths, strict=True) if S.grad is not None]
+    def add_gradients(self, scale: float = 1.0) -> None:
+        """Adds the subgradient of `penalty`, times `scale`, to S.grad; call before the step. Cheaper than a term."""
+        wanted = [
+            (S, scale * strength) for S, strength in zip(self.parts, self.strengths, strict=True) if S.grad is not None
+        ]
         if not any(strength for _, strength in wanted):
             return
         steps = torch._foreach_sign([local(S) for S, _ in wanted])
@@ -70,24 +88,52 @@ class L1:
         torch._foreach_add_([local(S.grad) for S, _ in wanted], list(steps))
 
     @torch.no_grad()
-    def shrink(self, lr: float) -> None:
+    def shrink(self, lr: float | Sequence[Rate]) -> None:
         """The proximal step after an optimiser's step of this learning rate: the soft threshold by lr * strength.
 
         With SGD and a momentum m, give lr / (1 - m): a steady gradient is amplified by that much, and so a strength
-        then means the same here as in `penalty`.
+        then means the same here as in `penalty`. For adaptive optimisers give a rate for each of `parts`, a number or a
+        tensor of numbers for its entries: see `splore.train.rate`.
+
+        Parts in half precision, whose steps are coarser than most thresholds, are rounded up or down at random so that
+        the expectation is right, and zeros stay zeros.
         """
-        thresholds = [lr * strength for strength in self.strengths]
-        if not any(thresholds):
-            return
-        parts = [local(S) for S in self.parts]
-        if parts[0].device.type == "cpu":  # where a foreach operation is a loop, and its temporaries cost the most
-            for S, threshold in zip(parts, thresholds, strict=True):
+        rates = [lr] * len(self.parts) if isinstance(lr, int | float) else lr
+        wanted = [
+            (local(S), rate * strength)
+            for S, rate, strength in zip(self.parts, rates, self.strengths, strict=True)
+            if strength and (isinstance(rate, Tensor) or rate)
+        ]
+        plain = [(S, t) for S, t in wanted if not (isinstance(t, Tensor) or S.is_cpu or S.itemsize < 4)]
+        if plain:  # S - clamp(S, -t, t) is the soft threshold too, and exactly zero wherever |S| <= t
+            parts, thresholds = [S for S, _ in plain], [t for _, t in plain]
+            core = torch._foreach_clamp_min(parts, [-t for t in thresholds])
+            torch._foreach_clamp_max_(core, thresholds)
+            torch._foreach_sub_(parts, list(core))
+        for S, threshold in wanted:
+            if S.itemsize < 4:
+                S.copy_(self._rounded(_soft(S.float(), threshold), S.dtype))
+            elif isinstance(threshold, Tensor):
+                S.copy_(_soft(S, threshold))
+            elif S.is_cpu:  # where a foreach operation is a loop, and its temporaries cost the most
                 F.softshrink(S, threshold, out=S)  # type: ignore[call-arg]
-            return
-        # S - clamp(S, -t, t) is the soft threshold too, and exactly zero wherever |S| <= t.
-        core = torch._foreach_clamp_min(parts, [-t for t in thresholds])
-        torch._foreach_clamp_max_(core, thresholds)
-        torch._foreach_sub_(parts, list(core))
+
+    def _rounded(self, values: Tensor, dtype: torch.dtype) -> Tensor:
+        """Float32 values rounded to 16 bits, to one of the two neighbours with the odds that keep the expectation."""
+        if self.generator is None or self.generator.device != values.device:
+            self.generator = torch.Generator(values.device).manual_seed(0)
+        size = values.abs()
+        near = size.to(dtype)
+        below = near.view(torch.int16) - (near > size).to(torch.int16)  # the bits of a float count its magnitudes
+        low, high = below.view(dtype).float(), (below + 1).view(dtype).float()
+        up = torch.rand(size.shape, device=size.device, generator=self.generator) < (size - low) / (high - low)
+        return torch.copysign((below + up.to(torch.int16)).view(dtype), values)
+
+
+def _soft(values: Tensor, threshold: Rate) -> Tensor:
+    if not isinstance(threshold, Tensor):
+        return F.softshrink(values, threshold)
+    return values - values.clamp(-threshold, threshold)
 
 
 class FrobeniusDecay:
@@ -116,15 +162,41 @@ class FrobeniusDecay:
         return 0.5 * self.strength * torch.stack(squares).sum()
 
     @torch.no_grad()
-    def add_gradients(self) -> None:
-        """Adds the gradient of `penalty` to A.grad and B.grad; call before the step. Cheaper than a loss term."""
-        if not self.strength:
+    def add_gradients(self, scale: float = 1.0) -> None:
+        """Adds the gradient of `penalty`, times `scale`, to A.grad and B.grad; call before the step.
+
+        Cheaper than a loss term.
+        """
+        strength = scale * self.strength
+        if not strength:
             return
         for A, B in self.factors:
             if A.grad is not None and B.grad is not None:
                 P, Q = whole(A), whole(B)
-                local(A.grad).addmm_(local(A), Q @ Q.T, alpha=self.strength)
-                local(B.grad).addmm_(local(shard_like(P.T @ P, B)), Q, alpha=self.strength)
+                local(A.grad).addmm_(local(A), Q @ Q.T, alpha=strength)
+                local(B.grad).addmm_(local(shard_like(P.T @ P, B)), Q, alpha=strength)
+
+
+class NuclearDecay:
+    """The nuclear norm of L: strength * sum of ||A·B||_*, by decaying A and B apart in layers that have an S.
+
+    For the least of (||A||_F^2 + ||B||_F^2) / 2 over all factors of L is its nuclear norm (Srebro et al., 2005). Beside
+    an `L1` of equal strength, scaled by `Scaling.PCA`, that is the objective of robust PCA.
+    """
+
+    def __init__(self, model: nn.Module, strength: float) -> None:
+        if strength < 0:
+            raise ValueError(f"the strength of the decay can't be negative, found {strength}")
+        self.strength = strength
+        self.layers = [layer for layer in decomposed_layers(model).values() if layer.S is not None]
+
+    @torch.no_grad()
+    def add_gradients(self, scale: float = 1.0) -> None:
+        """Adds the gradient of strength / 2 * (||A||_F^2 + ||B||_F^2), times `scale`; call before the step."""
+        held = [p for layer in self.layers for p in layer.factors if p.grad is not None]
+        if held and self.strength:
+            parts = [local(p) for p in held]
+            torch._foreach_add_([local(p.grad) for p in held], parts, alpha=scale * self.strength)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, nuclear: float = 0.0) -> list[dict]:
