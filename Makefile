@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench docs fuzz wheel clean
+.PHONY: help setup demo test check chromium format bench docs fuzz wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -23,7 +23,7 @@ demo: setup  ## train, compress and compare on handwritten digits, into runs/dem
 	@rm -rf runs/demo
 	$(BIN)/splore run recipes/digits.yaml --out runs/demo
 
-test: setup check  ## the checks, then all tests
+test: setup check chromium  ## the checks, then all tests
 	$(BIN)/python -m pytest -n auto
 
 check: setup  ## format, lint, types, the import contract, and the format of native/
@@ -32,6 +32,12 @@ check: setup  ## format, lint, types, the import contract, and the format of nat
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run -Werror native/*.cpp native/*.h
+
+chromium:  ## install Chromium, in which the report is tested, where apt-get and root are at hand
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -qq --no-install-recommends chromium chromium-driver fonts-dejavu-core >/dev/null; } || \
+	  echo "no chromium: the tests of the report in a browser are skipped"
 
 format: setup  ## rewrite the code in the house's format
 	$(BIN)/ruff format .

@@ -27,6 +27,7 @@ splore learns every weight of a network as a low-rank plus a sparse matrix, W = 
   splore recipe                                               the default recipe, each key explained
   splore inspect FILE_OR_MODEL                                the table of layers: rank, density, cost
   splore evaluate FILE --data.name NAME [--data.root DIR]     accuracy of a model file on the test images
+  splore report RUN [RUN ...] [--out FILE] [--time]           one HTML page on finished runs, to open offline
 
 splore COMMAND --help explains each; splore --version tells the version. Exit codes: 0 done, 1 something went wrong,
 2 asked wrongly, 130 interrupted; with SPLORE_DEBUG=1 in the environment every error comes with its traceback."""
@@ -44,7 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"splore {__version__}")
         raise SystemExit(0)
     command, rest = words[0], words[1:]
-    known = {"run": _run, "sweep": _sweep, "recipe": _recipe, "inspect": _inspect, "evaluate": _evaluate}
+    known = {
+        "run": _run,
+        "sweep": _sweep,
+        "recipe": _recipe,
+        "inspect": _inspect,
+        "evaluate": _evaluate,
+        "report": _report,
+    }
     try:
         if command not in known:
             raise Misuse(f"there is no command {command!r}; {nearest(command, known)} splore --help lists them")
@@ -338,3 +346,13 @@ def _evaluate(words: list[str]) -> int:
     values = parser.parse_args(words)
     data = load_recipe(overrides=values.overrides).data
     return commands.evaluate(values.file, data, values.model, values.device)
+
+
+def _report(words: list[str]) -> int:
+    parser = _Parser("report", commands.report.__doc__ or "")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder; any other stands for all runs below it")
+    parser.add_argument("-o", "--out", default="report.html", metavar="FILE", help="the page to write")
+    parser.add_argument("--time", action="store_true", help="measure milliseconds on this machine's CPU")
+    parser.add_argument("--own-code", action="store_true", help="import nets and data sets of your own in the recipes")
+    values = parser.parse_args(words)
+    return commands.report(values.runs, values.out, values.time, values.own_code)

@@ -59,6 +59,8 @@ def run(recipe: "Recipe", out: Path, resume: bool = False) -> int:
             claim = held(out) if resume else claimed(out, text)
         with claim:
             Run(prepared, out, resume).execute()
+            if first:
+                _write_report(out)
     except (Stopped, KeyboardInterrupt):
         go_on = f"the same command with --resume continues the run in {out}"
         print(f"splore: stopped; {go_on if (out / RECIPE).exists() else 'nothing was begun'}", file=sys.stderr)
@@ -192,6 +194,24 @@ def inspect(
     else:
         show(layer_table(found))
     return 0
+
+
+def report(runs: Sequence[str], path: str, time: bool = False, own_code: bool = False) -> int:
+    """Writes one page on some finished runs, which opens in any browser, offline."""
+    from splore.report import write
+
+    print(f"{write(runs, path, time=time, own_code=own_code)}: the report on {', '.join(runs)}")
+    return 0
+
+
+def _write_report(out: Path) -> None:
+    """The page on a run that has just ended. The run is finished without it, too."""
+    from splore.report import write
+
+    try:
+        print(f"report: {write([out], out / 'report.html', own_code=True)}")  # the code has just been run
+    except (ImportError, OSError, ValueError) as error:
+        print(f"no report.html: {error}")
 
 
 def _loaded(file: str, factory: str | None) -> tuple["nn.Module", str, int]:
