@@ -20,9 +20,11 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 SPLORE = Path(sys.executable).with_name("splore")
+os.environ["PYTHONPATH"] = str(HERE)  # where the server finds report_ready
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
     ["splore.cli", "splore.runs.run", "sklearn.datasets", "ruamel.yaml", "torch.distributed", "torch._dynamo"]
+    + ["report_ready"]
 )
 Process = _context.Process
 

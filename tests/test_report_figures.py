@@ -23,7 +23,7 @@ from splore.report.fronts import Point, front
 from splore.report.layers import layers_of
 from splore.report.mistakes import find_mistakes
 from splore.report.pictures import LEVELS, image_uri, largest, layer_pictures, matrix_uri
-from splore.vision.nets.build import build
+from splore.vision import build
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ def test_folders_without_a_finished_run_are_refused(out, tmp_path):
 
 @pytest.mark.parametrize("library", ["vl_convert", "jinja2", "PIL"])
 def test_where_a_library_is_not_installed_the_report_says_what_to_install(library, out, tmp_path, monkeypatch, capsys):
-    page._bundle.cache_clear()
+    page.bundle.cache_clear()
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(ImportError, match=f'{library}.*pip install "splore\\[report\\]"'):
         write([out], tmp_path / "page.html")

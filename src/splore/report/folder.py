@@ -13,8 +13,7 @@ from torch import nn
 from splore.modelfile.file import ModelFileError, load, read_structure
 from splore.runs.folder import SUMMARY
 from splore.runs.record import FILES
-from splore.vision.data import Data, open_data
-from splore.vision.nets.build import build, usual_image
+from splore.vision import Data, build, open_data, usual_image
 
 METRICS = "metrics.jsonl"
 

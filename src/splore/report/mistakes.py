@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from splore.report.folder import LeftOut, RunFolder
 from splore.report.pictures import image_uri
-from splore.vision.data import Batches
+from splore.vision import Batches
 
 NETS = {"compressed": "after fine-tuning", "dense": "dense"}
 """What the nets are called, and the stages whose nets they are."""

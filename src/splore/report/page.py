@@ -22,7 +22,7 @@ def render(runs: Sequence[RunFolder], time: bool) -> str:
         from jinja2 import Environment, FileSystemLoader
         from markupsafe import Markup
 
-        bundle = _bundle()
+        scripts = bundle()
     except ImportError as error:
         raise ImportError(f'the report is drawn by {error.name}: pip install "splore[report]"') from error
     sections = [section(run, time) for run in runs]
@@ -36,7 +36,7 @@ def render(runs: Sequence[RunFolder], time: bool) -> str:
         untimed="" if time else UNTIMED,
         css=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         charts=Markup(json.dumps(_charts(sections, fronts)).replace("<", "\\u003c")),
-        bundle=Markup(bundle),
+        bundle=Markup(scripts),
         script=Markup((HERE / "page.js").read_text(encoding="utf-8")),
     )
 
@@ -64,13 +64,13 @@ def _charts(sections: Sequence[Section], fronts: dict[str, dict]) -> dict[str, d
 
 
 @functools.cache
-def _bundle() -> str:
+def bundle() -> str:
     """Vega, Vega-Lite and their embedding as one script, whose one global name is `vegaEmbed`."""
     import vl_convert
 
     # In a scope of its own, and without what would end the script element. Vega-Lite 6.4 loses the words (not the
     # numbers) of a tooltip that belongs to the nearest point.
-    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version="6.1").replace(
+    scripts = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version="6.1").replace(
         "</script", "<\\/script"
     )
-    return "(() => {" + bundle + "})();"
+    return "(() => {" + scripts + "})();"
