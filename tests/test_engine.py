@@ -206,6 +206,13 @@ def test_without_the_library_the_reference_runs(monkeypatch):
     assert "NumPy reference: no such file" in engine.summary()
 
 
+@needs_native
+def test_what_the_library_refuses_does_not_run_in_numpy(monkeypatch):
+    monkeypatch.setenv("SPLORE_ISA", "avx215")
+    with pytest.raises(ValueError, match="can't run this program.*'avx215'; expected avx512, avx2 or generic"):
+        engine_of(small_net(), torch.randn(1, 3, 16, 16))
+
+
 class Tail(nn.Module):
     def __init__(self) -> None:
         super().__init__()

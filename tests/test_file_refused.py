@@ -14,7 +14,7 @@ from torch import nn
 
 from splore.design.decompose import Design, decompose
 from splore.modelfile.file import ModelFileError, load, save
-from splore.vision import Origin
+from splore.vision import Origin, build
 
 
 @pytest.fixture(scope="module")
@@ -195,3 +195,21 @@ def test_the_signing_of_these_tests_is_right(saved, tmp_path):
     path = tmp_path / "resigned.safetensors"
     path.write_bytes(signed(*parts(saved)))
     assert path.read_bytes() == saved.read_bytes()
+
+
+def test_a_network_beyond_the_limit_is_not_built(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save(build("digits_cnn", 10, 1), path)
+    load(path)
+    with pytest.raises(ModelFileError, match="expected a network that takes at most 0 MiB"):
+        load(path, dense_bytes=1000)
+
+
+def test_messages_do_not_repeat_the_file(saved, tmp_path):
+    text, tensors = parts(saved)
+    path = tmp_path / "long.safetensors"
+    for change in ({"kind": "x" * 10**6}, {"names": ["x" * 10**6]}, {"scheme": "x" * 10**6}):
+        edited = copy.deepcopy(text)
+        edited["structure"]["layers"][0] |= change
+        path.write_bytes(signed(edited, tensors))
+        refused(path)

@@ -4,6 +4,7 @@ import json
 import os
 import stat
 import struct
+import traceback
 
 import fuzz_program
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import floats, random_program, random_sparse, random_weight
 
-from splore.engine import program_file, reference
+from splore.engine import memory, program_file, reference
 from splore.engine.program import (
     Act,
     Activate,
@@ -118,7 +119,7 @@ def test_the_other_operations():
 
 
 FAULTS = [
-    ([], "at least one operation"),
+    ([], "needs 1 to 16384 operations"),
     ([conv(inputs=(1,))], "values made before"),
     ([conv(inputs=(-1,))], "values made before"),
     ([conv(inputs=())], "expected 1 to 2 inputs"),
@@ -269,6 +270,65 @@ def test_deep_and_wide_json_is_refused(tmp_path):
         path = tmp_path / "net.splore"
         path.write_bytes(fuzz_program.save({}, metadata))
         with pytest.raises(ValueError, match="is not a valid program"):
+            program_file.load(path)
+
+
+def padded(side: int) -> Program:
+    """A program of a few hundred bytes, that pads one pixel to side x side of them."""
+    one = Weight(dense=np.ones((1, 1), np.float32))
+    return Program((1, 1, 1), (Conv("", (0,), one, np.zeros(1, np.float32), pad=(side // 2,) * 4),))
+
+
+def test_what_a_small_file_takes_to_run_is_limited(tmp_path):
+    path = tmp_path / "net.splore"
+    program_file.save(padded(10_000), path)
+    assert path.stat().st_size < 1000
+    with pytest.raises(ValueError, match="an image takes 11.. MiB to run, more than the limit of 256 MiB"):
+        program_file.load(path)
+    assert program_file.load(path, image_bytes=2 << 30).output == (1, 10_001, 10_001)
+    program_file.save(padded(100), path)
+    with pytest.raises(ValueError, match="more than the limit"):
+        program_file.load(path, image_bytes=1000)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("c, kernel, pad", [(4, 1, 90), (2, 150, 149), (300, 1, 0)])
+def test_the_memory_of_an_image_is_what_the_engine_takes(c, kernel, pad, layers, fast_plans):
+    native = pytest.importorskip("splore.engine.native")
+    none = {"values": floats(RNG, 0), "columns": np.zeros(0, np.uint32), "rows": np.zeros(c + 1, np.uint32)}
+    ops = [
+        Conv("", (0,), Weight(**none), np.zeros(c, np.float32), (kernel, kernel), (3, 3), (pad,) * 4)
+        for _ in range(layers)
+    ]
+    program = Program((c, 30, 30), tuple(ops))
+    for batch in (1, 16):
+        engine = native.NativeProgram(program)
+        engine.plan(batch, 1)
+        assert engine.workspace_bytes < batch * memory.image_bytes(program) + (1 << 20)
+
+
+def test_messages_do_not_repeat_the_file(tmp_path):
+    for change in (
+        lambda s, t: s["ops"][0].update(act="x" * 10**6),
+        lambda s, t: s["ops"][0].update(op="x" * 10**6),
+        lambda s, t: s["ops"][0].update(inputs=list(range(10**5))),
+        lambda s, t: s.update({"x" * 10**6: 1}),
+        lambda s, t: t.update({"x" * 10**6: t["0.bias"]}),
+        lambda s, t: s.update(input=[10**4000] * 3),
+    ):
+        structure, tensors = fuzz_program.parts(Program((3, 9, 8), (conv(weight=sparse()),)))
+        change(structure, tensors)
+        with pytest.raises(ValueError, match="is not a valid program") as caught:
+            program_file.load(write(tmp_path / "net.splore", structure, tensors))
+        assert len("".join(traceback.format_exception(caught.value)).splitlines()[-1]) < 500 + len(str(tmp_path))
+        assert caught.value.__suppress_context__
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(ValueError, match="something that is no file"):
             program_file.load(path)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
-from splore.engine import plan_table, program_file
+from splore.engine import memory, plan_table, program_file
 from splore.engine.program import Floats, Program
 from splore.engine.program_segment import ProgramSegment, fastest_ms
 from splore.machine import usable_cores
@@ -62,9 +62,14 @@ class Engine:
         self._lock = threading.Lock()
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], threads: int | None = None) -> "Engine":
-        """Reads an engine that `save` wrote; needs no torch. Raises ValueError where the file is not valid."""
-        program = program_file.load(path)
+    def load(
+        cls, path: str | os.PathLike[str], threads: int | None = None, image_bytes: int = memory.IMAGE_BYTES
+    ) -> "Engine":
+        """Reads an engine that `save` wrote; needs no torch.
+
+        Raises ValueError where the file is not valid, or an image would take more than `image_bytes` of memory to run.
+        """
+        program = program_file.load(path, image_bytes)
         input = program.input[:1] if program.flat_input else program.input
         output = program.output[:1] if program.flat_output else program.output
         return cls((program,), input, output, threads)

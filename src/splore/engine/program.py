@@ -23,6 +23,7 @@ Indices = NDArray[np.uint32]
 
 MAX_ELEMENTS = 1 << 28  # of one value of one image, its zero padding included: 1 GiB
 MAX_ATTRIBUTE = 1 << 20  # of a stride, a pad, a kernel side, a dilation
+MAX_OPS = 1 << 14
 MAX_NAME = 200  # characters
 
 
@@ -261,8 +262,8 @@ class Program:
     @cached_property
     def shapes(self) -> tuple[Shape, ...]:
         """The shape of every value: the input's, then one for each operation."""
-        if not self.ops:
-            raise ValueError("a program needs at least one operation, found none")
+        if not 1 <= len(self.ops) <= MAX_OPS:
+            raise ValueError(f"a program needs 1 to {MAX_OPS} operations, found {len(self.ops)}")
         shapes = [_expect_shape(self.input)]
         for index, op in enumerate(self.ops):
             try:

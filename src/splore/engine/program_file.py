@@ -9,11 +9,12 @@ The metadata of the file holds two texts:
 - `splore.checksum`: SHA-256 of that JSON and of every tensor, in the order of their names.
 
 `load` trusts nothing: a file that is cut, altered or built to harm raises ValueError before anything runs. What it
-allocates is bounded by the size of the file.
+allocates is bounded by the size of the file, and what the program takes to run by a limit that the caller sets.
 """
 
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
+from splore.engine import memory
 from splore.engine.program import (
     Act,
     Activate,
@@ -42,6 +44,7 @@ from splore.engine.program import (
 from splore.files import json_object, numbers, sha256, typed, write_whole
 
 VERSION = 1
+MESSAGE = 300  # characters of an error: what it repeats of the file may be of any length
 PROGRAM, CHECKSUM = "splore.program", "splore.checksum"
 
 KINDS: dict[str, type] = {
@@ -60,24 +63,38 @@ def save(program: Program, path: str | os.PathLike[str]) -> None:
     write_whole(path, "the program file", data)
 
 
-def load(path: str | os.PathLike[str]) -> Program:
-    """Reads and checks a whole program. ValueError says what is wrong with the file; OSError where it can't be read."""
+def load(path: str | os.PathLike[str], image_bytes: int = memory.IMAGE_BYTES) -> Program:
+    """Reads and checks a whole program, of which an image takes at most so many bytes to run (`splore.engine.memory`).
+
+    ValueError says what is wrong with the file; OSError where it can't be read.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would block
+        raise ValueError(f"expected a file of Engine.save at {path}, found something that is no file: check the path")
     try:
-        with safe_open(os.fspath(path), framework="numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {}
-            for name in file.keys():  # noqa: SIM118 - it is no dict
-                if file.get_slice(name).get_dtype() not in ("F32", "U32"):
-                    raise ValueError(f"tensor {name!r} must be F32 or U32, found {file.get_slice(name).get_dtype()}")
-                tensors[name] = file.get_tensor(name)
+        metadata, tensors = _read(path)
+        program = _program(metadata, tensors)
+        memory.check(program, image_bytes)
+        return program
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    try:
-        return _program(metadata, tensors)
-    except ValueError as error:
-        raise ValueError(f"{path} is not a valid program: {error}") from error
+        raise ValueError(f"{path} is not a whole safetensors file: {_short(error)}") from None
+    except ValueError as error:  # without its cause, which may repeat megabytes of the file
+        raise ValueError(f"{path} is not a valid program: {_short(error)}") from None
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, NDArray]]:
+    """The metadata and the tensors of a file."""
+    with safe_open(os.fspath(path), framework="numpy") as file:
+        tensors = {}
+        for name in file.keys():  # noqa: SIM118 - it is no dict
+            if file.get_slice(name).get_dtype() not in ("F32", "U32"):
+                raise ValueError(f"tensor {name!r} must be F32 or U32, found {file.get_slice(name).get_dtype()}")
+            tensors[name] = file.get_tensor(name)
+        return file.metadata() or {}, tensors
+
+
+def _short(error: Exception) -> str:
+    text = str(error)
+    return text if len(text) <= MESSAGE else f"{text[:MESSAGE]}..."
 
 
 def describe(program: Program) -> dict[str, Any]:

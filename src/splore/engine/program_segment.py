@@ -79,12 +79,14 @@ def fastest_ms(*runs: Callable[[], object]) -> tuple[float, ...]:
     return tuple(best)
 
 
-def _native(program: Program) -> tuple[Any, str]:  # the NativeProgram, or None and the reason
+def _native(program: Program) -> tuple[Any, str]:  # the NativeProgram, or None and why the library can't be loaded
     try:
-        from splore.engine.native import NativeError, NativeProgram
+        from splore.engine.native import NativeError, NativeProgram, load_library
+
+        load_library()
     except (ImportError, OSError) as error:
         return None, str(error)
     try:
         return NativeProgram(program), ""
-    except NativeError as error:
-        return None, str(error)
+    except NativeError as error:  # the library is there: NumPy would hide what is wrong
+        raise ValueError(f"the engine can't run this program: {error}") from error

@@ -11,18 +11,20 @@ Whether parameters are trained (`requires_grad`) and the training mode are not p
 """
 
 import json
+import math
 import os
 import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from splore.files import json_object, sha256, write_whole
 from splore.modelfile.state import check, restore, to_tensors
@@ -33,6 +35,10 @@ if TYPE_CHECKING:
 
 FORMAT = "splore"
 VERSION = 1
+DENSE_BYTES = 1 << 33
+"""What a network that a file names may take unless the caller says otherwise: 8 GiB."""
+_SCRATCH = 1 << 26
+"""Bytes that a network may take while it is built beside what the file holds."""
 _UNSIGNED = "0" * 64
 """What stands in the place of the digest while it is taken."""
 _DIGEST = re.compile(rb'\\"sha256\\":\\"([0-9a-f]{64})\\"')
@@ -54,7 +60,7 @@ def save(model: nn.Module, path: str | os.PathLike, source: "Origin | None" = No
     write_whole(path, "the model file", *_serialised(model, source))
 
 
-def load(path: str | os.PathLike, model: nn.Module | None = None) -> nn.Module:
+def load(path: str | os.PathLike, model: nn.Module | None = None, dense_bytes: int = DENSE_BYTES) -> nn.Module:
     """Reads a network that `save` wrote: the same state, bit for bit.
 
     Args:
@@ -62,13 +68,14 @@ def load(path: str | os.PathLike, model: nn.Module | None = None) -> nn.Module:
         model: a fresh dense network of the same architecture. Its layers are replaced in place by decomposed ones,
             its tensors are set, on its device and in the file's dtypes, and it is what is returned (unless it is
             itself the one layer to replace). None: the net is built, if it came from the zoo, torchvision or timm.
+        dense_bytes: what the dense network may take while it is built: a small file may name a net of any size.
 
     Raises:
         ModelFileError: the file is missing, truncated, altered, foreign or newer than this splore, or belongs to
             another network. `model` is then untouched.
     """
     structure, tensors = _read(path)
-    return restore(_built(structure, tensors) if model is None else model, structure, tensors)
+    return restore(_built(structure, tensors, dense_bytes) if model is None else model, structure, tensors)
 
 
 def read_structure(path: str | os.PathLike) -> Structure:
@@ -178,8 +185,8 @@ def _digest(path: str | os.PathLike) -> str | None:
         return sha256(chain([unsigned], iter(lambda: file.read(1 << 20), b"")))
 
 
-def _built(structure: Structure, tensors: dict[str, Tensor]) -> nn.Module:
-    """The dense network that the file names, from the zoo, torchvision or timm."""
+def _built(structure: Structure, tensors: dict[str, Tensor], most: int) -> nn.Module:
+    """The dense network that the file names, from the zoo, torchvision or timm, of so many bytes at the most."""
     from splore.vision import Origin, rebuild
 
     if structure.origin is None:
@@ -189,11 +196,39 @@ def _built(structure: Structure, tensors: dict[str, Tensor]) -> nn.Module:
         skeleton = _without_storage(rebuild, origin)
         if skeleton is not None:
             check(skeleton, structure, tensors)
-        return rebuild(origin)
+        with _Bounded(min(most, _expected_bytes(structure, tensors))):
+            return rebuild(origin)
     except (TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, ModelFileError):
             raise
         raise ModelFileError(f"the network of the file can't be built ({error})") from error
+
+
+def _expected_bytes(structure: Structure, tensors: dict[str, Tensor]) -> int:
+    """What the dense network of a file takes at the most while it is built, in float32, whatever it is stored in."""
+    stored = sum(tensor.numel() for tensor in tensors.values())
+    return 8 * (stored + sum(math.prod(layer.shape) for layer in structure.layers)) + _SCRATCH
+
+
+class _Bounded(TorchFunctionMode):
+    """Refuses tensors that are made beyond so many bytes in all, before anything is written into them."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.left = self.most = most
+
+    def __torch_function__(
+        self, func: Callable, types: object, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:  # noqa: ANN401
+        made = func(*args, **(kwargs or {}))
+        if func is torch.empty:
+            self.left -= made.nbytes
+            if self.left < 0:
+                raise ModelFileError(
+                    f"expected a network that takes at most {self.most >> 20} MiB, by what the file holds or by "
+                    "`dense_bytes`, found that the file names a larger one: get the file anew, or pass the network"
+                )
+        return made
 
 
 def _without_storage(build: Callable[..., nn.Module], origin: "Origin") -> nn.Module | None:

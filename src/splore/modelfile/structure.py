@@ -9,7 +9,13 @@ from splore.modelfile.sparse_index import Coding
 
 
 class ModelFileError(ValueError):
-    """A model file that can't be loaded, or not into this model; the message says why and what to do."""
+    """A model file that can't be loaded, or not into this model; the message says why and what to do.
+
+    What a message repeats of the file may be of any length: its middle is left out.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message if len(message) <= 500 else f"{message[:350]} ... {message[-120:]}")
 
 
 @dataclass(frozen=True)
