@@ -85,6 +85,8 @@ def _expect_model(model: nn.Module, example: Tensor) -> None:
             raise ValueError(f"expected a model on the CPU, found {path} on {tensor.device}: call model.cpu() first")
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             raise ValueError(f"expected a float32 model, found {path} of {tensor.dtype}: call model.float() first")
+        if tensor.is_floating_point() and tensor.isnan().any():
+            raise ValueError(f"expected numbers, found NaN in {path}: go back to the last good checkpoint")
     if example.dtype != torch.float32 or example.device.type != "cpu" or example.dim() not in (2, 4):
         found = f"{tuple(example.shape)} of {example.dtype} on {example.device}"
         raise ValueError(f"expected a float32 example input (N, C, H, W) or (N, C) on the CPU, found {found}")

@@ -24,6 +24,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 from torch.overrides import TorchFunctionMode
 
 from splore.files import json_object, sha256, write_whole
@@ -49,14 +51,18 @@ def save(model: nn.Module, path: str | os.PathLike, source: "Origin | None" = No
     """Writes a network, decomposed or not, to one file. Whole or not at all: what was at `path` stays until the end.
 
     Args:
-        model: the network; it is left as it is.
+        model: the network; it is left as it is. Of one within `torch.compile`, DataParallel, DDP, `AveragedModel` or
+            timm's averages, the network within is written.
         path: the file to write, usually `*.safetensors`.
         source: where the net came from; taken from `model.origin` by default. With it `load` can build the net itself.
 
     Raises:
-        ValueError: the model's state holds something that is not a plain tensor.
+        ValueError: the model's state holds something that is not a plain, whole tensor, or NaN in a parameter.
         OSError: the file could not be written; an earlier file at `path` is whole.
     """
+    for name, parameter in model.named_parameters():
+        if parameter.isnan().any():
+            raise ValueError(f"expected numbers, found NaN in {name!r}: go back to the last good checkpoint")
     write_whole(path, "the model file", *_serialised(model, source))
 
 
@@ -100,8 +106,11 @@ def dense_bytes(model: nn.Module) -> int:
 
 
 def _plain(model: nn.Module) -> nn.Module:
-    """The network itself where `torch.compile` wrapped it."""
-    return getattr(model, "_orig_mod", model)
+    """The network itself within `torch.compile`, DataParallel, DDP, and averages of weights."""
+    wraps = isinstance(model, DataParallel | DistributedDataParallel | AveragedModel)
+    if wraps or type(model).__module__ == "timm.utils.model_ema":  # told without an import of timm
+        return _plain(model.get_submodule("module"))
+    return _plain(model.get_submodule("_orig_mod")) if "_orig_mod" in model._modules else model
 
 
 def _serialised(model: nn.Module, source: "Origin | None") -> tuple[bytes, memoryview]:

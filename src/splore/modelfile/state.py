@@ -15,22 +15,31 @@ from splore.design.select import replace
 from splore.modelfile.packed import Index, PackedSparse, pack, unpack
 from splore.modelfile.structure import IndexStructure, LayerStructure, ModelFileError, SparseStructure, Structure, join
 
+COMPILED = "_orig_mod."
+"""What `torch.compile` puts before the names within a child that it has wrapped; the file has them without."""
+
 
 def to_tensors(model: nn.Module) -> tuple[Structure, dict[str, Tensor]]:
     """A network taken apart: its structure, without an origin, and contiguous tensors on the CPU.
 
     Raises:
-        ValueError: the state holds something that is not a plain tensor.
+        ValueError: the state holds something that is not a plain, whole tensor.
     """
     layers: dict[LowRankSparse, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
+    for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, LowRankSparse):
-            layers.setdefault(module, []).append(name)
+            layers.setdefault(module, []).append(path.replace(COMPILED, ""))
     sparse = {join(name, part) for names in layers.values() for name in names for part in ("S", "mask")}
     tensors: dict[str, Tensor] = {}
     ties: dict[str, str] = {}
     first: dict[int, str] = {}
-    for name, value in model.state_dict(keep_vars=True).items():
+    for key, value in model.state_dict(keep_vars=True).items():
+        name = key.replace(COMPILED, "")
+        if hasattr(value, "placements"):
+            raise ValueError(
+                f"expected whole tensors in the model's state, found a shard at {name!r}: load the state that "
+                "get_model_state_dict gives, with full_state_dict=True, into a model that is not sharded, and save that"
+            )
         if name in sparse:
             continue
         if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta or value.is_quantized:
@@ -44,10 +53,8 @@ def to_tensors(model: nn.Module) -> tuple[Structure, dict[str, Tensor]]:
     for layer, names in layers.items():
         if not layer.rank:  # the file has an empty A and B then
             m, k = layer.mask.shape
-            tensors[join(names[0], "A")], tensors[join(names[0], "B")] = (
-                layer.S.new_empty(m, 0),
-                layer.S.new_empty(0, k),
-            )
+            for part, shape in {"A": (m, 0), "B": (0, k)}.items():
+                tensors[join(names[0], part)] = torch.empty(shape, dtype=layer.S.dtype)
         packed = pack(layer)
         structures.append(_structure(layer, tuple(names), packed))
         if packed is not None:

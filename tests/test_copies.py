@@ -1,0 +1,170 @@
+"""Averages, wrappers and copies of a network: masks hold, the file has the network within, and it comes back."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn, get_swa_multi_avg_fn
+
+from splore.capture.compile import compile as to_engine
+from splore.design.decompose import Design, decompose
+from splore.design.layers import decomposed_layers
+from splore.modelfile.file import load, save
+from splore.postprocess.prune import prune
+from splore.train.masks import hold_masks
+
+X = torch.randn(8, 2, 5, 5)
+
+
+def dense():
+    return nn.Sequential(nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Sequential(nn.Flatten(), nn.Linear(72, 6)))
+
+
+def decomposed(rank=2):
+    model = dense()
+    decompose(model, Design(rank=rank))
+    prune(model, energy=0.6)
+    return model
+
+
+def train(model, after=lambda: None):
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    hold_masks(model, optimizer)
+    for _ in range(4):
+        optimizer.zero_grad()
+        model(X).square().mean().backward()
+        optimizer.step()
+        after()
+
+
+def timm_average(version):
+    def make(model):
+        import timm.utils
+
+        return getattr(timm.utils, version)(model, decay=0.7)
+
+    return make
+
+
+AVERAGES = {
+    "plain": AveragedModel,
+    "with buffers": lambda m: AveragedModel(m, use_buffers=True),
+    "exponential": lambda m: AveragedModel(m, use_buffers=True, multi_avg_fn=get_ema_multi_avg_fn(0.7)),
+    "exponential, one by one": lambda m: AveragedModel(m, use_buffers=True, avg_fn=get_ema_avg_fn(0.7)),
+    "as on an accelerator": lambda m: AveragedModel(m, use_buffers=True, multi_avg_fn=get_swa_multi_avg_fn()),
+    "timm's": timm_average("ModelEmaV3"),
+    "timm's second": timm_average("ModelEmaV2"),
+}
+
+
+@pytest.mark.parametrize("average", AVERAGES.values(), ids=AVERAGES)
+@pytest.mark.parametrize("rank", [0, 2])
+def test_an_average_has_the_masks_and_its_file_the_network_within(average, rank, tmp_path):
+    model = decomposed(rank)
+    averaged = average(model)
+    update = getattr(averaged, "update_parameters", None) or averaged.update
+    train(model, lambda: update(model))
+    layers = decomposed_layers(averaged.module)
+    for name, layer in decomposed_layers(model).items():
+        assert torch.equal(layers[name].mask, layer.mask) and not layers[name].S[~layer.mask].any()
+        assert not torch.equal(layers[name].S, layer.S) and layers[name].S.any()
+    save(averaged, tmp_path / "model.safetensors")
+    again = load(tmp_path / "model.safetensors", dense())
+    assert torch.equal(again.eval()(X), averaged.module.eval()(X))
+
+
+def compiled_child(model):
+    model[2] = torch.compile(model[2])
+    return model
+
+
+COPIES = {
+    "compiled": torch.compile,
+    "a compiled child": compiled_child,
+    "compiled in place": lambda m: (m.compile(), m)[1],
+    "data parallel": nn.DataParallel,
+    "an average of what is compiled": lambda m: AveragedModel(torch.compile(m)),
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda m: pickle.loads(pickle.dumps(m)),
+}
+
+
+@pytest.mark.parametrize("wrap", COPIES.values(), ids=COPIES)
+@pytest.mark.parametrize("held", [False, True])
+def test_the_file_of_a_copy_or_wrapper_is_that_of_the_network(wrap, held, tmp_path):
+    torch._dynamo.reset()
+    model = decomposed()
+    if held:
+        train(model)
+    wanted = model.eval()(X)
+    save(wrap(model), tmp_path / "model.safetensors")
+    assert torch.equal(load(tmp_path / "model.safetensors", dense()).eval()(X), wanted)
+
+
+def test_a_copy_of_a_held_network_is_free_and_can_be_held_by_itself():
+    model = decomposed()
+    train(model)
+    other = copy.deepcopy(model)
+    other(X).sum().backward()
+    assert all(layer.S.grad[~layer.mask].any() for layer in decomposed_layers(other).values())
+    train(other)
+    assert not any(layer.S[~layer.mask].any() for layer in decomposed_layers(other).values())
+
+
+def test_the_masks_go_where_the_parameters_go_and_are_part_of_the_state():
+    model = decomposed()
+    assert all(
+        layer.mask.device.type == "meta" for layer in decomposed_layers(copy.deepcopy(model).to("meta")).values()
+    )
+    assert all(layer.mask.dtype == torch.bool for layer in decomposed_layers(copy.deepcopy(model).half()).values())
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    other = decomposed(1)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
+    state = {name: value for name, value in model.state_dict().items() if name != "0.mask"}
+    with pytest.raises(RuntimeError, match="Missing key.*0.mask"):
+        other.load_state_dict(state)
+    with pytest.raises(RuntimeError, match="size mismatch for 0.mask"):
+        other.load_state_dict(state | {"0.mask": torch.ones(1, 2, dtype=torch.bool)})
+
+
+def alone(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+
+
+def test_ddp_is_seen_through_and_shards_are_refused(tmp_path):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    alone(tmp_path)
+    try:
+        model = decomposed()
+        train(nn.parallel.DistributedDataParallel(model))
+        assert not any(layer.S[~layer.mask].any() for layer in decomposed_layers(model).values())
+        save(nn.parallel.DistributedDataParallel(model), tmp_path / "model.safetensors")
+        assert torch.equal(load(tmp_path / "model.safetensors", dense())(X), model(X))
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        train(model)
+        for layer in decomposed_layers(model).values():
+            assert not layer.S.full_tensor()[~layer.mask].any() and not layer.S.grad.full_tensor()[~layer.mask].any()
+        with pytest.raises(ValueError, match="found a shard"):
+            save(model, tmp_path / "model.safetensors")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("part", ["0.A", "0.S", "0.bias", "2.1.B"])
+def test_a_nan_is_neither_saved_nor_compiled(part, tmp_path):
+    model = decomposed().eval()
+    with torch.no_grad():
+        model.get_parameter(part).view(-1)[0] = float("nan")
+    with pytest.raises(ValueError, match="NaN"):
+        save(model, tmp_path / "model.safetensors")
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="NaN"):
+        to_engine(model, X)
