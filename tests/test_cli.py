@@ -34,9 +34,12 @@ RECIPE_OPTIONS = [
     "--finetune.epochs", "--finetune.lr", "--finetune.warmup_epochs", "--finetune.distill", "--finetune.temperature",
     "--hardware.device", "--hardware.precision", "--hardware.compile", "--hardware.channels_last",
     "--hardware.parallel", "--hardware.threads", "--hardware.checkpoint_minutes", "--hardware.trackers",
+    "--hardware.keep_checkpoints",
 ]  # fmt: skip
 OPTIONS = {
     "run": {"--help", "--config", "--print_config", "--out", "--resume", "--seeds", "--jobs", *RECIPE_OPTIONS},
+    "sweep": {"--help", "--config", "--out", "--resume", "--seeds", "--methods", "--kept", "--jobs", "--minutes",
+              "--scheduler", *RECIPE_OPTIONS},
     "recipe": {"--help"},
     "inspect": {"--help", "--model", "--classes", "--image", "--json"},
     "evaluate": {"--help", "--model", "--device", "--data.name", "--data.root", "--data.batch_size", "--data.download",
@@ -55,7 +58,7 @@ ODD = Recipe(
     train=TrainRecipe(7, 1e-5, 1e-6, 0.0, 1e-10, 0.5, 0.1, 3.0, "none", False, 0.0, 1e-3),
     cut=CutRecipe(None, 0.99, "relative", 0.5, 4, 0),
     finetune=FinetuneRecipe(5, 1e-4, 0.25, 0.5, 1e3),
-    hardware=HardwareRecipe("cpu", "bf16", True, False, "fsdp", 3, 1e-3, ["tensorboard", "wandb"]),
+    hardware=HardwareRecipe("cpu", "bf16", True, False, "fsdp", 3, 1e-3, ["tensorboard", "wandb"], True),
 )
 
 
@@ -190,7 +193,7 @@ def test_a_run_from_end_to_end_writes_what_it_says(finished):
         assert f"{row['accuracy']:.2f} %" in done.out
     stages = [("dense", 4), ("train", 2), ("finetune", 2)]
     assert epochs(out) == [(stage, epoch) for stage, count in stages for epoch in range(1, count + 1)]
-    assert not list(out.rglob("*.tmp"))
+    assert not list(out.rglob("*.tmp")) and not (out / "checkpoints").exists()
 
 
 def test_no_escape_sequence_and_no_return_when_the_output_is_no_terminal(finished):
@@ -279,6 +282,13 @@ def test_a_budget_shared_by_ranks_and_entries(tmp_path):
     assert re.search(r"^ranks of L from here on: \d in \d layers?", done.out, re.MULTILINE), done.out
 
 
+def test_a_result_without_any_low_rank_part_is_said_to_be_sparse_only(tmp_path):
+    plain = splore("run", *TINY, *ONE, "--cut.ranks=keep", "--out=plain", folder=tmp_path)
+    strong = splore("run", *TINY, *ONE, "--cut.params=0.3", "--train.nuclear=1000", "--out=out", folder=tmp_path)
+    assert plain.code == strong.code == 0, strong
+    assert "sparse only" in strong.out and "sparse only" not in plain.out, strong.out
+
+
 def test_without_fine_tuning_the_cut_is_the_end(tmp_path):
     done = splore("run", *TINY, "--train.epochs=1", "--finetune.epochs=0", "--out=out", folder=tmp_path)
     assert done.code == 0, done
@@ -331,11 +341,13 @@ def test_a_terminal_shows_the_progress_live(tmp_path):
     text = seen.decode()
     assert "\x1b[" in text, "nothing moved"
     shown = plain(text)
+    assert re.search(r"train +epoch 1/1  loss \d\.\d+  acc", shown), "no line of the epoch"
+    assert re.findall(r"(\d)/3", shown)[-1] == "3", "the bar does not end full"
     for part in (
         r"train +epoch 1/1",
         r"loss \d",
         r"acc \d+\.\d %",
-        r"kept \d+\.\d+ %",
+        r"params \d+\.\d+ % of dense",
         r"\d+ img/s",
         r"-:--:--|\d:\d\d",
     ):

@@ -15,6 +15,7 @@ from tests_support import blobs
 WORDS = [
     "run", *TINY, "--out=out", "--data.batch_size=16", "--train.epochs=2", "--finetune.epochs=2", "--design.rank=2",
     "--cut.steps=2", "--cut.ranks=0.5", "--hardware.checkpoint_minutes=0",
+    "--hardware.keep_checkpoints=true",
 ]  # fmt: skip
 
 

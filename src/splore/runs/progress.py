@@ -1,4 +1,4 @@
-"""The one progress display of a run: a live bar on a terminal, one line per epoch elsewhere."""
+"""The one progress display of a run: a line per epoch, and below them a live bar on a terminal."""
 
 import sys
 from types import TracebackType
@@ -44,24 +44,36 @@ class Display:
             stage, total=epochs * steps, completed=done, stage=stage, epoch=f"1/{epochs}", figures=""
         )
 
-    def update(self, epoch: int, step: int, loss: float, accuracy: float, kept: float, speed: float) -> None:
-        """The state within an epoch; accuracy on the training images in %, speed in images per second."""
-        figures = f"loss {loss:.3f}  acc {accuracy:.1f} %  kept {100 * kept:.2f} %  {speed:.0f} img/s"
+    def update(self, epoch: int, step: int, loss: float, accuracy: float, kept: float | None, speed: float) -> None:
+        """The state within an epoch: accuracy on the training images in %, speed in images per second.
+
+        `kept` is the share of the dense net's parameters that the net holds, above 1 while L comes on top of a full S;
+        None for the dense net.
+        """
         if self._task is None:
             return
         self._progress.update(
-            self._task, completed=epoch * self._steps + step, epoch=f"{epoch + 1}/{self._epochs}", figures=figures
+            self._task,
+            completed=epoch * self._steps + step,
+            epoch=f"{epoch + 1}/{self._epochs}",
+            figures=f"loss {loss:.3f}  acc {accuracy:.1f} %{_of_dense(kept)}  {speed:.0f} img/s",
         )
 
-    def epoch(self, epoch: int, loss: float, accuracy: float, test: float | None, kept: float, speed: float) -> None:
-        """One epoch is over: a line when nothing moves on the screen."""
-        if not self.live:
-            tested = "" if test is None else f"  test {test:.2f} %"
-            self.console.print(
-                f"{self._stage:<9} epoch {epoch + 1}/{self._epochs}  loss {loss:.4f}  acc {accuracy:.2f} %{tested}"
-                f"  kept {100 * kept:.2f} %  {speed:.0f} img/s"
-            )
+    def epoch(
+        self, epoch: int, loss: float, accuracy: float, test: float | None, kept: float | None, speed: float
+    ) -> None:
+        """One epoch is over: its line, with the accuracy on the test images where it was measured."""
+        tested = "" if test is None else f"  test {test:.2f} %"
+        self.console.print(
+            f"{self._stage:<9} epoch {epoch + 1}/{self._epochs}  loss {loss:.4f}  acc {accuracy:.2f} %{tested}"
+            f"{_of_dense(kept)}  {speed:.0f} img/s"
+        )
+        self.update(epoch, self._steps, loss, accuracy, kept, speed)
 
     def say(self, text: object) -> None:
         """Prints a line, or a table, above the bar."""
         self.console.print(text)
+
+
+def _of_dense(kept: float | None) -> str:
+    return "" if kept is None else f"  params {100 * kept:.2f} % of dense"

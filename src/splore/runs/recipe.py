@@ -145,6 +145,7 @@ class HardwareRecipe:
         threads: CPU threads for PyTorch; PyTorch's own choice when null.
         checkpoint_minutes: minutes between checkpoints within an epoch; each epoch ends with one too.
         trackers: where scalars go: tensorboard, wandb, mlflow, trackio.
+        keep_checkpoints: keep the last checkpoints of a finished run, too; they are many times its result.
     """
 
     device: Literal["auto", "cpu"] = "auto"
@@ -155,6 +156,7 @@ class HardwareRecipe:
     threads: int | None = None
     checkpoint_minutes: float = 10.0
     trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = field(default_factory=list)
+    keep_checkpoints: bool = False
 
 
 @dataclass(frozen=True)

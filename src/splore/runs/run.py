@@ -58,10 +58,16 @@ class Run:
                 self._train(model)
                 self._finetune(model, teacher)
             display.say(stage_table(self.record.table()))
+            layers = decomposed_layers(model).values()
+            if self.recipe.method == "low-rank+sparse" and layers and not any(layer.rank for layer in layers):
+                display.say("no layer kept a low-rank part: the result is sparse only, W = S")
             files = ", ".join(FILES[row["stage"]] for row in self.record.rows)
             display.say(f"files in {self.out}: {files}, summary.json")
         accelerator.end_training()
-        return self.record.summarise(self.recipe, cost(model, prepared.data.image_shape), dense_bytes(model))
+        summary = self.record.summarise(self.recipe, cost(model, prepared.data.image_shape), dense_bytes(model))
+        if prepared.main and not self.recipe.hardware.keep_checkpoints:
+            self.record.checkpoints.remove()
+        return summary
 
     # The stages
 
@@ -147,8 +153,6 @@ class Run:
         counts = sorted(Counter(found.values()).items(), reverse=True)
         said = ", ".join(f"{rank} in {count} layer{'s' * (count > 1)}" for rank, count in counts)
         self.display.say(f"ranks of L from here on: {said}")
-        if found and not any(found.values()):
-            self.display.say("no layer keeps a low-rank part: the result is sparse only, W = S")
 
     def _cut(self, model: nn.Module, progress: float) -> None:
         """The cut of S that is due at a progress from 0 to 1 of its schedule, and batch norm measured anew."""

@@ -152,7 +152,7 @@ class Stage:
         self._steps += 1
         if self.shown.due() and self.display.live:
             loss_sum, correct, samples = at.sums.tolist()
-            kept = kept_share(self.model)
+            kept = self._shown_share(kept_share(self.model))
             self.display.update(at.epoch, at.step, loss_sum / samples, 100 * correct / samples, kept, self._speed())
         if self._save_is_due(at) or self.stop.asked:
             self._gather()
@@ -173,7 +173,8 @@ class Stage:
         figures = {"loss": loss_sum / samples, "accuracy": 100 * correct / samples, "kept": kept_share(model)}
         accuracy = tested.accuracy if tested else None
         test = {"test_accuracy": accuracy, "test_loss": tested.loss} if tested else {}
-        self.display.epoch(at.epoch, figures["loss"], figures["accuracy"], accuracy, figures["kept"], self._speed())
+        kept = self._shown_share(figures["kept"])
+        self.display.epoch(at.epoch, figures["loss"], figures["accuracy"], accuracy, kept, self._speed())
         self.record.journal.add(
             stage=self.name, epoch=number, **figures, **test, images_per_second=round(self._speed(), 1)
         )
@@ -182,6 +183,10 @@ class Stage:
         if not last:
             self.record.checkpoint(self.name, model, self.optimizer, Position(number))
         self._start_timing()
+
+    def _shown_share(self, kept: float) -> float | None:
+        """The share of the parameters kept as people see it: of a dense net there is none."""
+        return None if self.name == "dense" else kept
 
     def _gather(self) -> None:
         """Brings the model up to date with its shards, and the statistics of all processes together."""

@@ -47,6 +47,14 @@ class Checkpoints:
             self._path(other).unlink(missing_ok=True)
             self._path(other).with_suffix(".sha256").unlink(missing_ok=True)
 
+    def remove(self) -> None:
+        """Removes all of them, and their folder where it holds nothing else."""
+        for number in self._numbers():
+            self._path(number).unlink(missing_ok=True)
+            self._path(number).with_suffix(".sha256").unlink(missing_ok=True)
+        with suppress(OSError):
+            self.directory.rmdir()
+
     def newest(self) -> Path | None:
         """The last checkpoint that was written, whole as long as nothing has altered it since."""
         numbers = self._numbers()
