@@ -6,8 +6,6 @@ Both nets see the same images for as many epochs, and end with the last one. Wha
 It needs scikit-learn (`pip install scikit-learn`), and takes about twenty seconds of one core.
 """
 
-from collections.abc import Callable
-
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -16,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import splore
 
 EPOCHS, TUNING = 12, 8  # before and after the cut; the dense net gets the sum of both
-PEAK, HALF, MOMENTUM = 0.05, 0.025, 0.9
+PEAK, HALF = 0.05, 0.025  # learning rates, of both stages and between them
 KEPT = 0.05  # of the dense net's parameters
 
 
@@ -38,15 +36,8 @@ def net() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 10))
 
 
-def train(
-    model: nn.Module,
-    loader: DataLoader,
-    optimizer: torch.optim.Optimizer,
-    epochs: int,
-    last: float,
-    after_step: Callable[[float], None] = lambda rate: None,
-) -> None:
-    """An ordinary loop: SGD, its learning rate on a cosine down to `last`; `after_step` is given the rate."""
+def train(model: nn.Module, loader: DataLoader, optimizer: torch.optim.Optimizer, epochs: int, last: float) -> None:
+    """An ordinary loop, which knows nothing of the method; the learning rate is a cosine down to `last`."""
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(loader), eta_min=last)
     model.train()
     for _ in range(epochs):
@@ -54,15 +45,13 @@ def train(
             nn.functional.cross_entropy(model(images), labels).backward()
             optimizer.step()
             optimizer.zero_grad()
-            after_step(optimizer.param_groups[0]["lr"])
             schedule.step()
 
 
 def dense_net(loader: DataLoader) -> nn.Module:
     """The baseline."""
     model = net()
-    optimizer = torch.optim.SGD(model.parameters(), PEAK, MOMENTUM, weight_decay=5e-4, nesterov=True)
-    train(model, loader, optimizer, EPOCHS + TUNING, last=0.0)
+    train(model, loader, sgd(model, PEAK), EPOCHS + TUNING, last=0.0)
     return model
 
 
@@ -70,23 +59,22 @@ def compressed_net(loader: DataLoader) -> nn.Module:
     """The same net by the three stages of the method."""
     model = net()
     print(splore.decompose(model, splore.Design(rank=2)))  # (a) every weight is A·B + S from here on
-    l1 = splore.L1(model, strength=0.01)
-    train(  # (b) the l1 on S as a proximal step after the optimiser's
-        model, loader, sgd(model, PEAK), EPOCHS, last=HALF, after_step=lambda rate: l1.shrink(rate / (1 - MOMENTUM))
-    )
+    optimizer = sgd(model, PEAK)
+    splore.attach(model, optimizer, l1=0.01, nuclear=0.01)  # (b) each step learns L and S
+    train(model, loader, optimizer, EPOCHS, last=HALF)
     splore.share_budget(model, params=KEPT)  # (c) ranks of L and entries of S compete for the parameters,
     splore.prune(model, params=KEPT)  # the weakest entries go,
     splore.recalibrate(model, loader)  # batch norm is measured again,
     optimizer = sgd(model, HALF)
-    splore.hold_masks(model, optimizer)  # and what was cut stays zero
+    splore.attach(model, optimizer, nuclear=0.01)  # and what was cut stays zero
     train(model, loader, optimizer, TUNING, last=0.0)
     return model
 
 
 def sgd(model: nn.Module, rate: float) -> torch.optim.Optimizer:
-    """Weight decay for what is still dense, and of A and B; none for S, which has the l1."""
-    groups = splore.parameter_groups(model, weight_decay=5e-4, nuclear=0.01)
-    return torch.optim.SGD(groups, rate, MOMENTUM, nesterov=True)
+    """Weight decay for dense weights alone; S has the l1, and A and B the nuclear norm."""
+    groups = splore.parameter_groups(model, weight_decay=5e-4)
+    return torch.optim.SGD(groups, rate, momentum=0.9, nesterov=True)
 
 
 @torch.no_grad()
