@@ -2,9 +2,9 @@
 
 The three stages of the method, over any `torch.nn.Module`:
 
-    summary = splore.decompose(model, splore.Design(rank=4))    # (a) structure
-    l1 = splore.L1(model, strength=1e-3)                        # (b) l1_penalty in the loss, or shrink after a step
-    splore.prune(model, params=0.05)                            # (c) cut S, then fine-tune with splore.hold_masks
+    splore.decompose(model, splore.Design(rank=4))    # (a) structure
+    splore.attach(model, optimizer, l1=1e-3)          # (b) each step learns L and S
+    splore.prune(model, params=0.05)                  # (c) cut S, then fine-tune: what is cut stays zero
     splore.save(model, "model.safetensors")
 """
 
