@@ -7,6 +7,7 @@ from pathlib import Path
 
 from splore.report.folder import RunFolder
 from splore.report.fronts import front_charts
+from splore.report.pictures import PIXELS
 from splore.report.sections import UNTIMED, Section, section
 
 HERE = Path(__file__).parent
@@ -25,7 +26,7 @@ def render(runs: Sequence[RunFolder], time: bool) -> str:
         scripts = bundle()
     except ImportError as error:
         raise ImportError(f'the report is drawn by {error.name}: pip install "splore[report]"') from error
-    sections = [section(run, time) for run in runs]
+    sections = [section(run, time, PIXELS // len(runs)) for run in runs]
     fronts = front_charts([point for each in sections for point in each.points]) if len(runs) > 1 else {}
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True)
     return environment.get_template("page.html").render(

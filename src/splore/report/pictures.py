@@ -15,7 +15,7 @@ LEVELS = 15
 POSITIVE, NEGATIVE = (38, 148, 98), (150, 92, 190)
 """A green and a violet that the colour-blind tell apart, of equal weight on white and on black."""
 PIXELS = 1_200_000
-"""Pixels of all pictures of a net together."""
+"""Pixels of all pictures of a page together."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ class LayerPicture:
 
 
 @torch.no_grad()
-def layer_pictures(model: nn.Module) -> list[LayerPicture]:
-    """A picture of each decomposed layer."""
+def layer_pictures(model: nn.Module, pixels: int = PIXELS) -> list[LayerPicture]:
+    """A picture of each decomposed layer, of at most so many pixels together."""
     layers = decomposed_layers(model)
     pictures = []
     for name, layer in layers.items():
         W = layer.matrix.float()
         m, k = W.shape
-        block = _block(m, k, PIXELS // (3 * len(layers)))
+        block = _block(m, k, pixels // (3 * len(layers)))
         limit = max(float(W.abs().flatten().kthvalue(max(int(0.995 * W.numel()), 1)).values), 1e-12)
         pictures.append(
             LayerPicture(

@@ -57,13 +57,13 @@ class Section:
     points: list[Point]
 
 
-def section(run: RunFolder, time: bool) -> Section:
-    """Reads, measures and words all that the page says of a run."""
+def section(run: RunFolder, time: bool, pixels: int) -> Section:
+    """Reads, measures and words all that the page says of a run, with pictures of so many pixels."""
     times = _or_why(lambda: time_run(run)) if time else UNTIMED
     measured = None if isinstance(times, str) else times
     curves = _or_why(lambda: energy_curves(run))
     layers = _or_why(lambda: layers_of(run, [] if isinstance(curves, str) else curves, measured))
-    pictures = _or_why(lambda: _decomposed_pictures(run))
+    pictures = _or_why(lambda: _decomposed_pictures(run, pixels))
     mistakes = _or_why(lambda: find_mistakes(run))
     titles, cells = ([], layers) if isinstance(layers, str) else _layer_rows(layers)
     return Section(
@@ -177,8 +177,8 @@ def _layer_rows(layers: list[Layer]) -> tuple[list[str], list[list[str]]]:
     return titles, [[row[title] for title in titles] for row in said]
 
 
-def _decomposed_pictures(run: RunFolder) -> list[LayerPicture]:
-    pictures = layer_pictures(run.net("after fine-tuning")) if run.recipe["method"] != "dense" else []
+def _decomposed_pictures(run: RunFolder, pixels: int) -> list[LayerPicture]:
+    pictures = layer_pictures(run.net("after fine-tuning"), pixels) if run.recipe["method"] != "dense" else []
     if not pictures:
         raise LeftOut("The net has no decomposed layer.")
     return pictures
