@@ -119,6 +119,8 @@ def views(folder):
     import torch
 
     first, second = (sorted((folder / "seen").glob(f"*-{rank}.pt")) for rank in (0, 1))
+    finished = (folder / "out" / "summary.json").stat().st_mtime_ns
+    first = [path for path in first if path.stat().st_mtime_ns <= finished]  # not those of the report, which follow
     assert [path.name[:5] for path in first] == [path.name[:5] for path in second]
     for one, other in zip(first, second, strict=True):
         yield torch.load(one, weights_only=True), torch.load(other, weights_only=True)
