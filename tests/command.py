@@ -33,6 +33,7 @@ TINY = [
     "--design.rank=1", "--train.epochs=2", "--finetune.epochs=2", "--cut.params=0.6", "--cut.recalibrate_batches=2",
     "--hardware.threads=1", "--hardware.device=cpu",
 ]  # fmt: skip
+RUN = ["run", *TINY, "--out=out"]
 """The options of a run of a second: three steps to an epoch."""
 
 
@@ -204,3 +205,7 @@ def contents(folder):
 def plain(text):
     """A text without the escape sequences of a terminal."""
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
+
+
+def nothing_written(folder):
+    return not (folder / "out").exists()

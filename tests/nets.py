@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from splore.design.decompose import Design, decompose
+from splore.design.layers import LowRankSparseLinear, decomposed_layers
 
 
 def decomposable():
@@ -36,3 +37,19 @@ def low_rank_plus_sparse(m, k, rank, density, noise=0.01):
 
 def svd_error(matrix, rank):
     return torch.linalg.svdvals(matrix.double())[rank:].square().sum().sqrt()
+
+
+def sparse(*rows):
+    """A net of one layer per row of values, with that row as its S (1, k) and no low-rank part."""
+    layers = []
+    for row in rows:
+        layer = LowRankSparseLinear(nn.Linear(len(row), 1, bias=False), 0)
+        layer.S.data.copy_(torch.tensor([row], dtype=torch.float32))
+        layers.append(layer)
+    return nn.Sequential(*layers)
+
+
+def held(model):
+    """Parameters of a model with only the non-zeros of S counted."""
+    layers = decomposed_layers(model).values()
+    return sum(p.numel() for p in model.parameters()) - sum(int((layer.S == 0).sum()) for layer in layers)

@@ -1,12 +1,8 @@
 """The engine: equal to PyTorch and to its reference, for every kind of input, with and without torch or the library."""
 
 import os
-import subprocess
-import sys
-import textwrap
 import threading
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -145,58 +141,6 @@ def test_other_inputs_are_refused(x, message):
         engine(x)
 
 
-def test_saving_and_loading_is_the_identity(tmp_path):
-    engine = engine_of(small_net(), torch.randn(1, 3, 16, 16))
-    engine.save(tmp_path / "net.splore")
-    loaded = Engine.load(tmp_path / "net.splore", threads=1)
-    assert (loaded.input, loaded.output, loaded.threads) == ((3, 16, 16), (10,), 1)
-    x = np.random.default_rng(0).standard_normal((3, 3, 16, 16)).astype(np.float32)
-    np.testing.assert_allclose(loaded(x), engine(x), rtol=1e-5, atol=1e-5)
-
-
-def test_a_model_of_vectors(tmp_path):
-    model = decomposed(nn.Sequential(nn.Linear(40, 50), nn.ReLU(), nn.Linear(50, 4)), 3, 0.1).eval()
-    engine = engine_of(model, torch.randn(1, 40))
-    expect_close(engine, model, torch.randn(20, 40))
-    engine.save(tmp_path / "net.splore")
-    assert Engine.load(tmp_path / "net.splore")(np.zeros((2, 40), np.float32)).shape == (2, 4)
-
-
-WITHOUT_TORCH = """
-    import sys, time
-    import numpy as np
-
-    class NoTorch:
-        def find_spec(self, name, *_):
-            if name.partition(".")[0] == "torch":
-                raise ImportError("there is no torch here")
-
-    sys.meta_path.insert(0, NoTorch())
-    x = np.load(sys.argv[2])
-    start = time.perf_counter()
-    from splore.engine.engine import Engine
-    engine = Engine.load(sys.argv[1])
-    seconds = time.perf_counter() - start
-    np.save(sys.argv[3], engine(x))
-    assert not any(name.partition(".")[0] == "torch" for name in sys.modules)
-    print(seconds)
-"""
-
-
-def test_a_saved_engine_runs_without_torch(tmp_path):
-    engine = engine_of(lively(decomposed(build("vgg19", 10, 3), 4, 0.02)), torch.randn(1, 3, 32, 32))
-    engine.save(tmp_path / "net.splore")
-    x = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
-    np.save(tmp_path / "x.npy", x)
-    script = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(WITHOUT_TORCH)]
-    files = [str(tmp_path / name) for name in ("net.splore", "x.npy", "y.npy")]
-    path = os.pathsep.join([str(Path(program_segment.__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    ran = subprocess.run([*script, *files], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
-    assert ran.returncode == 0, ran.stderr
-    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), engine(x), rtol=1e-4, atol=1e-4)
-    assert float(ran.stdout) < 2.0  # 0.1 s on an idle machine; a loaded one may be slower
-
-
 def test_without_the_library_the_reference_runs(monkeypatch):
     monkeypatch.setattr(program_segment, "_native", lambda program: (None, "no such file"))
     model = small_net()
@@ -282,29 +226,6 @@ def test_summary_shows_each_operation():
     (row,) = [line for line in lines if "stage1.0.conv2" in line]
     assert row.startswith("conv 3x3 + add + relu") and "16x16x16" in row and "rank 2 + " in row
     assert "stored multiply-adds an image" in lines[-1]
-
-
-def test_one_operator_for_torch():
-    model = small_net()
-    x = torch.randn(2, 3, 16, 16)
-    module = engine_of(model, x).as_module()
-    expected = module(x)
-    batch = torch.export.Dim("batch", min=1)
-    exported = torch.export.export(module, (x,), dynamic_shapes=({0: batch},))
-    calls = [node.target for node in exported.graph.nodes if node.op == "call_function"]
-    assert calls.count(torch.ops.splore.engine.default) == 1
-    assert exported.module()(torch.randn(5, 3, 16, 16)).shape == (5, 10)
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x), expected)
-    torch.library.opcheck(torch.ops.splore.engine.default, (x, module.handle, [10]))
-
-
-def test_an_operator_whose_engine_is_gone():
-    module = engine_of(small_net(), torch.randn(1, 3, 16, 16)).as_module()
-    handle = module.handle
-    del module
-    with pytest.raises(RuntimeError, match="refers to an engine"):
-        torch.ops.splore.engine(torch.randn(1, 3, 16, 16), handle, [10])
 
 
 @pytest.mark.parametrize("threads", [0, -1])

@@ -12,7 +12,8 @@ from test_program import TORCH_ACTS
 
 from splore.engine import reference
 from splore.engine.native import NativeProgram
-from splore.engine.program import Act, Activate, Conv, Floats, Op, Pool, Program, Scale, Shape, Weight
+from splore.engine.program import Act, Activate, Conv, Op, Pool, Program, Shape
+from splore.engine.weight import Floats, Scale, Weight
 
 pytestmark = [
     pytest.mark.skipif(not ISAS, reason="the native library is not built"),

@@ -235,3 +235,20 @@ def test_parameter_groups_of_a_fully_decomposed_net_leave_out_the_empty_group():
     model = nn.Sequential(nn.Linear(20, 20, bias=False))
     decompose(model, Design(rank=2, include=("Linear",)))
     assert [group["weight_decay"] for group in parameter_groups(model, 0.01)] == [0.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_half_precision_the_l1_is_that_of_single_in_expectation_and_zeros_stay(dtype):
+    model = nn.Sequential(LowRankSparseLinear(nn.Linear(4096, 8), 0)).to(dtype)
+    S = model[0].S
+    with torch.no_grad():
+        S.copy_(torch.randn(8, 4096))
+        S[:, :64] = 0
+    before = S.detach().float().clone()
+    threshold = 1e-4  # far below the spacing of most entries
+    l1 = L1(model, 1.0, Scaling.NONE)
+    for _ in range(20):
+        l1.shrink(threshold)
+    lost = (before.abs() - S.detach().float().abs())[before != 0]
+    assert lost.mean() == pytest.approx(20 * threshold, rel=0.05)
+    assert not S[:, :64].any() and (S.detach().sign() * before.sign() >= 0).all()

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from splore import commands
 from splore.commands import Misuse
-from splore.names import UnknownName, nearest
+from splore.failures import exit_code, explained
+from splore.names import nearest
 
 if TYPE_CHECKING:
     from splore.runs.recipe import Recipe
@@ -60,82 +61,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except Exception as error:
-        code = _exit_code(error)
+        code = exit_code(error)
         if code is None or os.environ.get("SPLORE_DEBUG"):
             raise
-        _fail(_explained(error), code)
-
-
-# What went wrong
-
-
-def _exit_code(error: Exception) -> int | None:
-    """2 for what was asked wrongly, 1 for what went wrong outside of this program, None for a mistake within it."""
-    if isinstance(error, Misuse | UnknownName | FileExistsError):
-        return 2
-    from splore.runs.recipe_file import RecipeError
-
-    if isinstance(error, RecipeError):
-        return 2
-    if isinstance(error, ValueError | OSError | ImportError):
-        return 1
-    import torch
-
-    from splore.train.loop import Diverged
-
-    known = isinstance(error, Diverged | torch.OutOfMemoryError)
-    return 1 if known or _is_not_compiled(error) or _is_loss_of_peers(error) else None
-
-
-def _is_not_compiled(error: Exception) -> bool:
-    """Whether torch.compile has failed."""
-    if "torch._dynamo.exc" not in sys.modules:  # it takes seconds to import, and nothing has been compiled
-        return False
-    from torch._dynamo.exc import BackendCompilerFailed
-
-    return isinstance(error, BackendCompilerFailed)
-
-
-def _is_loss_of_peers(error: Exception) -> bool:
-    """Whether an error says that another process of the same job is gone."""
-    if os.environ.get("WORLD_SIZE", "1") == "1" or not isinstance(error, RuntimeError):
-        return False
-    from torch.distributed import DistError
-
-    # Gloo's own errors have no type of theirs.
-    return isinstance(error, DistError) or "gloo" in str(error).lower() or "Connection closed by peer" in str(error)
-
-
-def _explained(error: Exception) -> str:
-    """What to say of an error, in one line."""
-    message = " ".join(str(error).split())
-    if isinstance(error, Misuse):
-        return message
-    import torch
-
-    if isinstance(error, torch.OutOfMemoryError):
-        return f"the device's memory is full: make data.batch_size smaller ({message.split('. ')[0]})"
-    if _is_not_compiled(error):
-        return (
-            "the net could not be compiled: see that a C++ compiler (g++) works, or set hardware.compile: false "
-            f"({message[:300]})"
-        )
-    if _is_loss_of_peers(error):
-        return (
-            "another process of this job has died or can't be reached: the same command with --resume continues from "
-            f"the last checkpoint ({message[:200]})"
-        )
-    if isinstance(error, OSError) and error.strerror and not isinstance(error, FileExistsError):
-        message = error.strerror + (f": {error.filename}" if error.filename else "")
-    return message or repr(error)
+        _fail(explained(error), code)
 
 
 def _fail(message: str, code: int) -> NoReturn:
     print(f"splore: {message}", file=sys.stderr)
     raise SystemExit(code)
-
-
-# Words into commands
 
 
 class _Parser(argparse.ArgumentParser):

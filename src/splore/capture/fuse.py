@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from splore.capture.weights import Spatial, scale_rows
-from splore.engine.program import Act, Activate, Add, Affine, Conv, Floats, Mul, Pair, Program, Shape, Weight
+from splore.engine.program import Act, Activate, Add, Affine, Conv, Mul, Pair, Program, Shape
+from splore.engine.weight import Floats, Weight
 
 
 @dataclass(frozen=True, eq=False)

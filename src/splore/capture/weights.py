@@ -7,7 +7,7 @@ from torch import Tensor
 
 from splore.design.layers import LowRankSparse
 from splore.design.matrix import Scheme, fold
-from splore.engine.program import Floats, Indices, Weight
+from splore.engine.weight import Floats, Indices, Weight
 
 DENSE_FROM = 0.75
 """Stored share of a matrix from which a program holds it dense.

@@ -22,14 +22,12 @@ from splore.engine.program import (
     Concat,
     Conv,
     Flatten,
-    Floats,
-    Indices,
     Mul,
     Op,
     Pool,
     Program,
-    Scale,
 )
+from splore.engine.weight import Floats, Indices, Scale
 from splore.machine import usable_cores
 
 ABI = 1

@@ -16,10 +16,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from splore.engine.weight import Floats, Scale, Weight, expect_array
+
 Shape = tuple[int, int, int]
 Pair = tuple[int, int]
-Floats = NDArray[np.float32]
-Indices = NDArray[np.uint32]
 
 MAX_ELEMENTS = 1 << 28  # of one value of one image, its zero padding included: 1 GiB
 MAX_ATTRIBUTE = 1 << 20  # of a stride, a pad, a kernel side, a dilation
@@ -38,58 +38,6 @@ class Act(str, Enum):
     HARDSWISH = "hardswish"
     HARDSIGMOID = "hardsigmoid"
     GELU = "gelu"  # the exact one, with erf
-
-
-@dataclass(frozen=True, eq=False)
-class Weight:
-    """The matrix of a convolution, (n, k) with k = (c / groups) kh kw, as a sum of any of three parts.
-
-    - `dense` (n, k);
-    - `A` (n, r) and `B` (r, k): A·B, for one group only;
-    - `values` (z), `columns` (z) and `rows` (n + 1): a sparse matrix in CSR, for one group only. Row i holds the
-      entries rows[i] to rows[i + 1]; columns are strictly increasing within a row.
-
-    Columns run over (input channel, kernel row, kernel column), the last one fastest.
-    """
-
-    dense: Floats | None = None
-    A: Floats | None = None
-    B: Floats | None = None
-    values: Floats | None = None
-    columns: Indices | None = None
-    rows: Indices | None = None
-
-    def check(self, n: int, k: int, groups: int) -> None:
-        if (self.A is None) != (self.B is None):
-            raise ValueError("A and B come together, found only one of them")
-        if len({part is None for part in (self.values, self.columns, self.rows)}) != 1:
-            raise ValueError("values, columns and rows come together, found only some of them")
-        if self.dense is None and self.A is None and self.values is None:
-            raise ValueError("a weight needs a dense, a low-rank or a sparse part, found none")
-        if groups != 1 and (self.A is not None or self.values is not None):
-            raise ValueError(f"a grouped convolution takes a dense weight only, found groups={groups}")
-        if self.dense is not None:
-            _expect_array("dense", self.dense, np.float32, (n, k))
-        if self.A is not None and self.B is not None:
-            rank = self.A.shape[1] if self.A.ndim == 2 else -1
-            if not 1 <= rank <= min(n, k):
-                raise ValueError(f"A must be ({n}, r) with r from 1 to {min(n, k)}, found {self.A.shape}")
-            _expect_array("A", self.A, np.float32, (n, rank))
-            _expect_array("B", self.B, np.float32, (rank, k))
-        if self.values is not None and self.columns is not None and self.rows is not None:
-            _check_sparse(self.values, self.columns, self.rows, n, k)
-
-
-@dataclass(frozen=True, eq=False)
-class Scale:
-    """Per-channel x * scale + shift: both (c)."""
-
-    scale: Floats
-    shift: Floats
-
-    def check(self, channels: int) -> None:
-        _expect_array("scale", self.scale, np.float32, (channels,))
-        _expect_array("shift", self.shift, np.float32, (channels,))
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +65,7 @@ class Conv:
         c, n = inputs[0][0], self.bias.size
         if self.groups < 1 or c % self.groups or n % self.groups:
             raise ValueError(f"groups must divide the {c} input and {n} output channels, found {self.groups}")
-        _expect_array("bias", self.bias, np.float32, (n,))
+        expect_array("bias", self.bias, np.float32, (n,))
         height, width = _window(inputs[0], self.kernel, self.stride, self.pad, self.dilation)
         self.weight.check(n, c // self.groups * self.kernel[0] * self.kernel[1], self.groups)
         if self.pre is not None:
@@ -324,23 +272,6 @@ def _window(shape: Shape, kernel: Pair, stride: Pair, pad: tuple[int, int, int, 
     return (padded[0] - reach[0]) // stride[0] + 1, (padded[1] - reach[1]) // stride[1] + 1
 
 
-def _check_sparse(values: Floats, columns: Indices, rows: Indices, n: int, k: int) -> None:
-    _expect_array("values", values, np.float32, (values.size,))
-    _expect_array("columns", columns, np.uint32, (values.size,))
-    _expect_array("rows", rows, np.uint32, (n + 1,))
-    if rows[0] != 0 or rows[-1] != values.size or np.any(rows[1:] < rows[:-1]):
-        raise ValueError(f"rows must rise from 0 to the {values.size} entries of the sparse part")
-    if values.size == 0:
-        return
-    if columns.max() >= k:
-        raise ValueError(f"columns must lie below {k}, found {columns.max()}")
-    falling = columns[1:] <= columns[:-1]
-    starts = rows[1:-1]  # between two rows the columns may fall
-    falling[starts[(starts > 0) & (starts < values.size)].astype(np.int64) - 1] = False
-    if falling.any():
-        raise ValueError("columns must be strictly increasing within each row")
-
-
 def _expect_shape(shape: Shape) -> Shape:
     if len(shape) != 3 or min(shape) < 1 or shape[0] * shape[1] * shape[2] > MAX_ELEMENTS:
         raise ValueError(f"a value must be (C, H, W) with 1 to {MAX_ELEMENTS} elements, found {shape}")
@@ -350,10 +281,3 @@ def _expect_shape(shape: Shape) -> Shape:
 def _expect_inputs(inputs: tuple[Shape, ...], least: int, most: int | None = None) -> None:
     if not least <= len(inputs) <= (least if most is None else most):
         raise ValueError(f"expected {least}{'' if most is None else f' to {most}'} inputs, found {len(inputs)}")
-
-
-def _expect_array(name: str, array: NDArray, dtype: type, shape: tuple[int, ...]) -> None:
-    if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
-        raise ValueError(
-            f"{name} must be a contiguous {np.dtype(dtype)} array {shape}, found {array.dtype} {array.shape}"
-        )

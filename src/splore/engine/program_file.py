@@ -25,22 +25,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
 from splore.engine import memory
-from splore.engine.program import (
-    Act,
-    Activate,
-    Add,
-    Affine,
-    Concat,
-    Conv,
-    Flatten,
-    Mul,
-    Op,
-    Pool,
-    Program,
-    Scale,
-    Weight,
-    arrays,
-)
+from splore.engine.program import Act, Activate, Add, Affine, Concat, Conv, Flatten, Mul, Op, Pool, Program, arrays
+from splore.engine.weight import Scale, Weight
 from splore.files import json_object, numbers, sha256, typed, write_whole
 
 VERSION = 1

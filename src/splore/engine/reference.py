@@ -9,23 +9,8 @@ import math
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from splore.engine.program import (
-    Act,
-    Activate,
-    Add,
-    Affine,
-    Concat,
-    Conv,
-    Flatten,
-    Floats,
-    Mul,
-    Op,
-    Pair,
-    Pool,
-    Program,
-    Scale,
-    Weight,
-)
+from splore.engine.program import Act, Activate, Add, Affine, Concat, Conv, Flatten, Mul, Op, Pair, Pool, Program
+from splore.engine.weight import Floats, Scale, Weight
 
 
 def run(program: Program, x: Floats) -> Floats:

@@ -9,7 +9,8 @@ from torch import Tensor, fx
 
 from splore.capture.fuse import Pad, Select
 from splore.design.layers import LowRankSparse
-from splore.engine.program import Floats, Op, Shape
+from splore.engine.program import Op, Shape
+from splore.engine.weight import Floats
 
 Argument = Any  # of an operator: a node, a number, a list of either
 

@@ -8,7 +8,8 @@ from torch import fx
 
 from splore.capture.lowering.exported import Exported, Lowered, Unsupported, dims, module_name, pair
 from splore.capture.weights import from_dense, from_layer
-from splore.engine.program import Affine, Conv, Floats, Pool, Scale, Weight
+from splore.engine.program import Affine, Conv, Pair, Pool
+from splore.engine.weight import Floats, Scale, Weight
 
 aten = torch.ops.aten
 Sizes = list[int] | int
@@ -82,18 +83,11 @@ def _batch_norm(
 
 
 def _max_pool(
-    node: fx.Node,
-    model: Exported,
-    x: fx.Node,
-    kernel: Sizes,
-    stride: Sizes,
-    padding: Sizes,
-    dilation: Sizes,
-    ceil_mode: bool,
+    node: fx.Node, model: Exported, x: fx.Node, kernel: Sizes, stride: Sizes, pad: Sizes, dilation: Sizes, ceil: bool
 ) -> Lowered:
     if pair(dilation) != (1, 1):
         raise Unsupported("a dilated pooling window")
-    return _pool("max", node, model, x, kernel, stride, padding, ceil_mode, False)
+    return _pool("max", node, model, x, _window(kernel, stride, pad), ceil, False)
 
 
 def _avg_pool(
@@ -109,33 +103,29 @@ def _avg_pool(
 ) -> Lowered:
     if divisor is not None:
         raise Unsupported("a mean with a divisor of its own")
-    return _pool("avg", node, model, x, kernel, stride, padding, ceil_mode, count_include_pad)
+    return _pool("avg", node, model, x, _window(kernel, stride, padding), ceil_mode, count_include_pad)
+
+
+def _window(kernel: Sizes, stride: Sizes, padding: Sizes) -> tuple[Pair, Pair, Pair]:
+    """Sides, strides and pads; a window without a stride moves on by its side."""
+    return pair(kernel), pair(stride or kernel), pair(padding)
 
 
 def _pool(
-    mode: str,
-    node: fx.Node,
-    model: Exported,
-    x: fx.Node,
-    kernel: Sizes,
-    stride: Sizes,
-    padding: Sizes,
-    ceil_mode: bool,
-    count_include_pad: bool,
+    mode: str, node: fx.Node, model: Exported, x: fx.Node, window: tuple[Pair, Pair, Pair], ceil: bool, count_pad: bool
 ) -> Lowered:
-    sides, pads = pair(kernel), pair(padding)
-    strides = pair(stride) if stride else sides
+    sides, strides, pads = window
     extra = [0, 0]  # how far the last window of ceil_mode reaches beyond the padding
     for axis, size in enumerate(model.shape(x)[1:]):
         k, s, p = sides[axis], strides[axis], pads[axis]
-        if ceil_mode:
+        if ceil:
             start = -(-(size + 2 * p - k) // s) * s
             start -= s if start >= size + p else 0  # a window has to start within the image or before it
             extra[axis] = max(0, start + k - size - 2 * p)
-    if count_include_pad and any(pads) and any(extra):
+    if count_pad and any(pads) and any(extra):
         raise Unsupported("a mean that counts padding, with ceil_mode")
     pad = (*pads, pads[0] + extra[0], pads[1] + extra[1])
-    counted = bool(count_include_pad and any(pads))
+    counted = bool(count_pad and any(pads))
     return Lowered((x,), (Pool(module_name(node), (), mode, sides, strides, pad, counted),))
 
 

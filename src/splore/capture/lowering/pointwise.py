@@ -7,7 +7,8 @@ import torch
 from torch import fx
 
 from splore.capture.lowering.exported import Argument, Exported, Lowered, Unsupported, dims, module_name
-from splore.engine.program import Act, Activate, Add, Affine, Mul, Scale
+from splore.engine.program import Act, Activate, Add, Affine, Mul
+from splore.engine.weight import Scale
 
 aten = torch.ops.aten
 
