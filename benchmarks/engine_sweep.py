@@ -64,7 +64,7 @@ def structured(net: str, density: float, rank: float) -> Captured:
 def point(captured: Captured, options: argparse.Namespace, batch: int, threads: int) -> dict:
     torch.set_num_threads(threads)
     x = images(options.net, batch)
-    engine = Engine(captured.segments, captured.input, captured.output, threads)
+    engine = Engine(captured.segments, captured.input, captured.output, threads, flow=captured.flow)
     runs = {"engine": engine, "torch": eager(captured.dense, x, threads)}
     times = interleaved_ms(runs, x.numpy(), options.repeats)
     return {"batch": batch, "threads": threads} | {f"{name}_ms": round(median(ms), 4) for name, ms in times.items()}

@@ -1,5 +1,8 @@
 """Capture: the program computes what the model does, with what can be joined joined, and leaves the rest to torch."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from splore.capture.export import capture
+from splore.capture.export import Captured, capture
 from splore.capture.torch_segment import TorchSegment
 from splore.design.layers import LowRankSparseConv2d, LowRankSparseLinear, decomposed_layers
 from splore.design.matrix import Scheme
@@ -18,15 +21,17 @@ from splore.engine.program import Act, Affine, Conv, Program
 from splore.vision.nets.residual import PreActResNet, ResNet
 
 
-def run(segments: tuple[Program | TorchSegment, ...], x: Tensor) -> Tensor:
-    """The segments one after another, the programs in NumPy."""
-    for segment in segments:
-        if isinstance(segment, Program):
-            y = reference.run(segment, x.numpy().reshape(len(x), *segment.input))
-            x = torch.from_numpy(y.reshape(y.shape[:2]) if segment.flat_output else y)
-        else:
-            x = segment(x)
-    return x
+def run(captured: Captured, x: Tensor) -> Any:
+    """The segments as they flow, the programs in NumPy."""
+
+    def call(segment: Program | TorchSegment, values: list[Tensor]) -> Sequence[Tensor]:
+        if isinstance(segment, TorchSegment):
+            return segment(*values)
+        (x,) = values
+        y = reference.run(segment, x.numpy().reshape(len(x), *segment.input))
+        return [torch.from_numpy(y.reshape(y.shape[:2]) if segment.flat_output else y)]
+
+    return captured.flow.structure(captured.flow.run(captured.segments, x, call))
 
 
 @torch.no_grad()
@@ -68,7 +73,7 @@ def expect_equal(model: nn.Module, x: Tensor) -> tuple[Program | TorchSegment, .
     """Captures the model, and expects its segments to compute the same as it; gives the segments."""
     captured = capture(model, x)
     expected = model(x)
-    found = run(captured.segments, x)
+    found = run(captured, x)
     assert (captured.input, captured.output) == (tuple(x.shape[1:]), tuple(expected.shape[1:]))
     assert found.shape == expected.shape
     assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
@@ -252,6 +257,62 @@ def test_functions_that_stay_in_torch(function, kinds):
     assert all(segment.reasons for segment in segments if isinstance(segment, TorchSegment))
 
 
+def around(m: nn.Module, x: Tensor) -> Tensor:
+    """A residual around an unknown operator, and one around another convolution behind it."""
+    y = m.more(x)
+    z = y + m.more(torch.sin(y))
+    return m.more(z) + torch.cos(x)
+
+
+def pyramid(m: nn.Module, x: Tensor) -> dict[str, object]:
+    """Results at several depths, one of them in torch, one of them twice, and what is no tensor."""
+    a = m.more(x)
+    b = m.more(F.max_pool2d(a, 2))
+    return {"deep": [b, torch.softmax(b.mean((2, 3)), 1)], "shallow": (a, b), "none": None, "number": 3}
+
+
+STRUCTURES = [
+    ("unknown within residuals", around, 3),
+    ("several results", pyramid, 2),
+    ("slices written", lambda m, x: m.more(torch.slice_scatter(x, m.more(x)[:, :2], 1, 0, 2)), 2),
+    ("split by torch", lambda m, x: sum(m.more(part.cumsum(1)) for part in (x, x.flip(1))), 2),
+    ("size of the batch", lambda m, x: m.more(x.reshape(1, -1, 8, 8).cos().view(x.shape[0], 4, 8, 8)) + x.sin(), 2),
+    ("no batch", lambda m, x: m.more(x) * (x.reshape(-1, 8).cumsum(1).shape[0] / x.shape[0]) + x.sin(), 2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("function, programs", [case[1:] for case in STRUCTURES], ids=[case[0] for case in STRUCTURES])
+def test_an_unknown_operator_keeps_only_its_neighbours_in_torch(function, programs):
+    model = Call(function)
+    model.more = nn.Conv2d(4, 4, 3, padding=1)
+    model, x = lively(model), torch.randn(3, 3, 8, 8)
+    captured = capture(model, x)
+    with torch.no_grad():
+        expected = model(x)
+    torch.testing.assert_close(run(captured, x), expected, rtol=1e-4, atol=1e-4)
+    assert sum(isinstance(segment, Program) for segment in captured.segments) >= programs
+    convolved = [op for segment in captured.segments if isinstance(segment, Program) for op in segment.ops]
+    assert sum(isinstance(op, Conv) and op.kernel == (3, 3) for op in convolved) >= 2
+
+
+class Standardised(nn.Conv2d):
+    """A convolution whose weight is standardised in each call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True)
+        return self._conv_forward(x, (self.weight - mean) / (variance + 1e-5).sqrt(), self.bias)
+
+
+def test_what_several_results_of_constants_make_is_folded():
+    program = program_of(lively(nn.Sequential(Standardised(3, 5, 3), nn.ReLU())), torch.randn(2, 3, 8, 8))
+    assert len(program.ops) == 1
+
+
+def test_dropout_that_is_off_is_no_chance():
+    program_of(lively(nn.Sequential(nn.Conv2d(3, 5, 3), nn.Dropout(0.5), nn.Dropout2d(), nn.AlphaDropout())),
+               torch.randn(2, 3, 8, 8))  # fmt: skip
+
+
 @pytest.mark.parametrize("mode", ["reflect", "circular", "replicate"])
 def test_other_paddings_of_a_decomposed_layer(mode):
     model = decomposed(nn.Sequential(nn.Conv2d(3, 6, 3, padding=1, padding_mode=mode)), 1, 0.2)
@@ -279,7 +340,11 @@ def test_a_model_that_does_nothing_stays_in_torch():
         (nn.Conv2d(3, 4, 3).eval(), torch.randn(1, 3, 8, 8).double(), "float32 example input"),
         (nn.Conv2d(3, 4, 3).eval(), torch.randn(3, 8, 8), "float32 example input"),
         (nn.Conv2d(3, 4, 3).eval(), torch.randn(1, 5, 8, 8), "torch.export can't follow"),
-        (Call(lambda m, x: (x, x)).eval(), torch.randn(1, 3, 8, 8), "one tensor in and one out"),
+        (Call(lambda m, x: None).eval(), torch.randn(1, 3, 8, 8), "one tensor in and at least one out"),
+        (Call(lambda m, x: (x, m.mean)).eval(), torch.randn(1, 3, 8, 8), "first dimension is the batch"),
+        (Call(lambda m, x: x + torch.rand(4, 1, 1)).eval(), torch.randn(1, 3, 8, 8), "draws random numbers"),
+        (Call(lambda m, x: x * torch.rand_like(x)).eval(), torch.randn(1, 3, 8, 8), "draws random numbers"),
+        (Call(lambda m, x: F.dropout(x, training=True)).eval(), torch.randn(1, 3, 8, 8), "draws random numbers"),
         (Call(lambda m, x: x.sum()).eval(), torch.randn(1, 3, 8, 8), "first dimension is the batch"),
         (Call(lambda m, x: x if x.sum() > 0 else -x).eval(), torch.randn(1, 3, 8, 8), "torch.export can't follow"),
     ],

@@ -40,7 +40,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the native library can't be load
 def engine_of(model: nn.Module, x: torch.Tensor, threads: int | None = None) -> Engine:
     """The engine without the choice of running everything in torch, which could win on small nets."""
     captured = capture(model, x)
-    return Engine(captured.segments, captured.input, captured.output, threads)
+    return Engine(captured.segments, captured.input, captured.output, threads, flow=captured.flow)
 
 
 def small_net(seed: int = 0) -> nn.Module:
@@ -173,6 +173,35 @@ def test_what_the_engine_does_not_know_runs_in_torch(tmp_path):
     assert "In torch:\n  aten.softmax.int (softmax): the engine has no such operator" in engine.summary()
     with pytest.raises(ValueError, match="a part of this model needs torch.*\n.*\n.*softmax"):
         engine.save(tmp_path / "net.splore")
+
+
+class Several(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> dict[str, object]:
+        h = torch.relu(self.net(x))
+        return {"out": self.head(h), "more": (h.mean((2, 3)), [h])}
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_several_results_as_the_model_gives_them(dense, tmp_path, monkeypatch):
+    times = (2.0, 1.0) if dense else (1.0, 2.0)
+    monkeypatch.setattr("splore.engine.engine.fastest_ms", lambda *_: times)
+    model, x = lively(Several()), torch.randn(2, 3, 16, 16)
+    engine = compile(model, x, threads=1)
+    for images in (3, 0, 1):
+        x = torch.randn(images, 3, 16, 16)
+        with torch.no_grad():
+            expected = model(x)
+        torch.testing.assert_close(engine(x), expected, rtol=1e-4, atol=1e-4)
+        in_numpy = engine(x.numpy())
+        assert isinstance(in_numpy["more"][1][0], np.ndarray) and type(in_numpy["more"]) is tuple
+    assert engine.output == {"out": (4, 12, 12), "more": ((8,), [(8, 14, 14)])}
+    for call in (engine.as_module, lambda: engine.save(tmp_path / "net.splore")):
+        with pytest.raises(ValueError, match="several"):
+            call()
 
 
 def test_compile_runs_the_faster_of_engine_and_torch(monkeypatch):

@@ -16,6 +16,6 @@ def compile(model: nn.Module, example_input: Tensor, threads: int | None = None)
     Raises ValueError where the model is not in eval mode, not on the CPU, not in float32, or can't be exported.
     """
     captured = capture(model, example_input)
-    engine = Engine(captured.segments, captured.input, captured.output, threads)
+    engine = Engine(captured.segments, captured.input, captured.output, threads, flow=captured.flow)
     engine.prefer_faster(captured.dense, example_input)
     return engine

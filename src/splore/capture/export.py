@@ -1,67 +1,80 @@
 """From a PyTorch model to the segments that the engine runs one after another.
 
 `torch.export` gives the model as a graph of ATen operators, with the batch dimension left open. Decomposed layers are
-exported as the dense layers that compute the same, and known again by the names of their weights. The graph is cut
-where a single tensor is alive; the pieces of which every operator is known become programs, and the others stay in
-torch.
+exported as the dense layers that compute the same, and known again by the names of their weights. What becomes a
+program, and what stays in torch, is up to `splore.capture.partition`.
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import chain, groupby
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from splore.capture import fuse
-from splore.capture.lowering import Exported, Lowered, Unsupported, lower, module_name
+from splore.capture.lowering import Exported, Lowered, Unsupported, arguments, lower, module_name
+from splore.capture.partition import Piece, partition, tells_batch
 from splore.capture.torch_segment import TorchSegment
 from splore.design.layers import LowRankSparse
-from splore.engine.program import Conv, Program
+from splore.engine.flow import Flow, only
+from splore.engine.program import Program
 
 
 @dataclass(frozen=True)
 class Captured:
-    """The segments of a model, the shapes of one input and one result, and the dense model that computes the same."""
+    """The segments of a model and what passes between them, the shapes of one input and of the results, as the model
+    gives them, and the dense model that computes the same."""
 
     segments: tuple[Program | TorchSegment, ...]
+    flow: Flow
     input: tuple[int, ...]
-    output: tuple[int, ...]
+    output: Any
     dense: nn.Module
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Nodes that read one tensor and give one; `reasons` says why they can't be a program, by operator."""
+class Structure:
+    """What the model makes of its results: `leaves` holds what is no tensor, and None in the place of a tensor."""
 
-    nodes: tuple[fx.Node, ...]
-    input: fx.Node
-    output: fx.Node
-    reasons: dict[str, str]
+    spec: pytree.TreeSpec
+    leaves: tuple[object, ...]
+    tensors: tuple[bool, ...]
+
+    def __call__(self, results: list) -> Any:  # noqa: ANN401
+        left = iter(results)
+        leaves = [next(left) if is_tensor else leaf for leaf, is_tensor in zip(self.leaves, self.tensors, strict=True)]
+        return pytree.tree_unflatten(leaves, self.spec)
 
 
 def capture(model: nn.Module, example_input: Tensor) -> Captured:
     """Captures a model in eval mode, on the CPU and in float32, for inputs like the example (N, C, H, W) or (N, C).
 
-    The batch size stays open, and the model is left as it is. Raises ValueError where it is not such a model, or where
-    `torch.export` can't follow its forward pass.
+    The model may give one tensor, or a tuple, list or dict of tensors. The batch size stays open, and the model is left
+    as it is. Raises ValueError where it is not such a model, where it draws random numbers, or where `torch.export`
+    can't follow its forward pass.
     """
     _expect_model(model, example_input)
     dense, layers = densified(model)
     exported = _export(dense, example_input)
-    source, result = _ends(exported)
+    source, results = _ends(exported)
+    _expect_no_chance(exported)
     graph = _constants(exported, source, layers)
-    nodes = _needed(exported, graph, result)
+    for node in results:
+        _expect_result(node, graph)
+    nodes = _needed(exported, graph, results)
     lowered, reasons = _lower(nodes, graph)
-    pieces = _joined(_pieces(nodes, source, result, graph, reasons), lowered)
+    pieces = partition(nodes, source, results, graph, lowered, reasons)
     segments = tuple(
-        TorchSegment.of(piece.nodes, piece.input, piece.output, graph.constants, piece.reasons)
-        if piece.reasons
-        else _program(piece, lowered, graph)
-        for piece in pieces
+        TorchSegment.of(piece, graph) if piece.reasons else _program(piece, lowered, graph) for piece in pieces
     )
-    input, output = (tuple(node.meta["val"].shape[1:]) for node in (source, result))
-    return Captured(segments, input, output, dense)
+    structure = _structure(exported)
+    shapes = [tuple(node.meta["val"].shape[1:]) for node in results]
+    flow = _flow(pieces, source, results, structure)
+    return Captured(segments, flow, tuple(source.meta["val"].shape[1:]), structure(shapes), dense)
 
 
 def densified(model: nn.Module) -> tuple[nn.Module, dict[str, LowRankSparse]]:
@@ -102,18 +115,58 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
         raise ValueError(f"torch.export can't follow this model with an open batch size: {error}") from error
 
 
-def _ends(exported: torch.export.ExportedProgram) -> tuple[fx.Node, fx.Node]:
-    """The nodes of the input and of the result."""
-    signature, results = exported.graph_signature, exported.graph.output_node().args[0]
-    if len(signature.user_inputs) != 1 or len(results) != 1 or not isinstance(results[0], fx.Node):
-        raise ValueError(f"expected one tensor in and one out, found {len(signature.user_inputs)} and {len(results)}")
+def _ends(exported: torch.export.ExportedProgram) -> tuple[fx.Node, list[fx.Node]]:
+    """The nodes of the input and of the results."""
+    signature = exported.graph_signature
+    results = [node for node in exported.graph.output_node().args[0] if isinstance(node, fx.Node)]
+    if len(signature.user_inputs) != 1 or not results:
+        raise ValueError(
+            f"expected one tensor in and at least one out, found {len(signature.user_inputs)} and {len(results)}"
+        )
     if signature.buffers_to_mutate:
         raise ValueError(f"the model changes its buffers: {', '.join(signature.buffers_to_mutate.values())}")
-    source: fx.Node = next(node for node in exported.graph.nodes if node.name == signature.user_inputs[0])
-    result = results[0].meta["val"]
-    if not isinstance(result, Tensor) or result.dim() == 0 or str(result.shape[0]) != str(source.meta["val"].shape[0]):
-        raise ValueError("expected a result whose first dimension is the batch")
-    return source, results[0]
+    return next(node for node in exported.graph.nodes if node.name == signature.user_inputs[0]), results
+
+
+def _expect_result(node: fx.Node, model: Exported) -> None:
+    if node in model.constants or not tells_batch(node, model):
+        raise ValueError(f"expected results whose first dimension is the batch, found {node.name}")
+
+
+def _structure(exported: torch.export.ExportedProgram) -> Callable[[list], Any]:
+    spec, leaves = exported.call_spec.out_spec, exported.graph.output_node().args[0]
+    if spec.is_leaf():
+        return only
+    tensors = tuple(isinstance(leaf, fx.Node) for leaf in leaves)
+    constants = tuple(None if tensor else leaf for leaf, tensor in zip(leaves, tensors, strict=True))
+    return Structure(spec, constants, tensors)
+
+
+def _flow(pieces: list[Piece], source: fx.Node, results: list[fx.Node], structure: Callable[[list], Any]) -> Flow:
+    number = {source: 0}
+    for piece in pieces:
+        for output in piece.outputs:
+            number.setdefault(output, len(number))
+    return Flow(
+        tuple(tuple(number[value] for value in piece.inputs) for piece in pieces),
+        tuple(number[result] for result in results),
+        structure,
+    )
+
+
+def _expect_no_chance(exported: torch.export.ExportedProgram) -> None:
+    """Random numbers would be frozen where nothing depends on the input, and differ from call to call elsewhere."""
+    for node in exported.graph.nodes:
+        if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+            continue
+        names = [argument.name for argument in node.target._schema.arguments]
+        given = dict(zip(names, arguments(node), strict=True))
+        # Dropout that is off, and attention without it.
+        if given.get("train", given.get("training", True)) and given.get("dropout_p", 1) and given.get("p", 1):
+            raise ValueError(
+                f"the model draws random numbers ({node.target} in {module_name(node)}), and an engine gives one "
+                "result for an input: draw them outside of the model, or turn them off in eval mode"
+            )
 
 
 def _constants(exported: torch.export.ExportedProgram, source: fx.Node, layers: dict[str, LowRankSparse]) -> Exported:
@@ -128,23 +181,23 @@ def _constants(exported: torch.export.ExportedProgram, source: fx.Node, layers: 
             model.constants[node], model.names[node] = stored[path].detach(), path.removesuffix(".weight")
             if path.endswith(".weight") and path.removesuffix(".weight") in layers:
                 model.layers[node] = layers[path.removesuffix(".weight")]
-        elif _computes_tensor(node) and all(argument in model.constants for argument in node.all_input_nodes):
+        elif _computes_tensors(node) and all(argument in model.constants for argument in node.all_input_nodes):
             arguments = fx.map_arg((node.args, node.kwargs), model.constants.__getitem__)
             model.constants[node] = node.target(*arguments[0], **arguments[1])
     return model
 
 
-def _computes_tensor(node: fx.Node) -> bool:
-    return node.op == "call_function" and isinstance(node.meta.get("val"), Tensor)
+def _computes_tensors(node: fx.Node) -> bool:
+    return node.op == "call_function" and isinstance(node.meta.get("val"), Tensor | list | tuple)
 
 
-def _needed(exported: torch.export.ExportedProgram, model: Exported, result: fx.Node) -> tuple[fx.Node, ...]:
-    """The nodes between the input and the result that compute tensors, in order."""
-    wanted, nodes = {result}, []
+def _needed(exported: torch.export.ExportedProgram, model: Exported, results: list[fx.Node]) -> tuple[fx.Node, ...]:
+    """The nodes between the input and the results that compute tensors, in order."""
+    wanted, nodes = set(results), []
     for node in reversed(exported.graph.nodes):
         if node in wanted and node.op == "call_function" and node not in model.constants:
             wanted.update(node.all_input_nodes)
-            if isinstance(node.meta["val"], Tensor | list | tuple):
+            if _computes_tensors(node):
                 nodes.append(node)
     return tuple(reversed(nodes))
 
@@ -160,74 +213,16 @@ def _lower(nodes: tuple[fx.Node, ...], model: Exported) -> tuple[dict[fx.Node, L
     return lowered, reasons
 
 
-def _pieces(
-    nodes: tuple[fx.Node, ...], source: fx.Node, result: fx.Node, model: Exported, reasons: dict[fx.Node, str]
-) -> list[Piece]:
-    """Cuts the nodes wherever a single tensor of images or of vectors is alive."""
-    last_use = {argument: index for index, node in enumerate(nodes) for argument in node.all_input_nodes}
-    last_use[result] = len(nodes)
-    if not nodes:
-        return [Piece((), source, result, {"*": "it computes nothing"})]
-    pieces, start, value, alive = [], 0, source, {source}
-    for index, node in enumerate(nodes):
-        alive = {other for other in alive | {node} if last_use.get(other, -1) > index}
-        if len(alive) > 1:
-            continue
-        (only,) = alive
-        if index == len(nodes) - 1 or _is_boundary(only, model):
-            piece = nodes[start : index + 1]
-            why = {f"{other.target} ({module_name(other)})": reasons[other] for other in piece if other in reasons}
-            pieces.append(Piece(piece, value, only, why))
-            start, value = index + 1, only
-    return pieces
-
-
-def _is_boundary(node: fx.Node, model: Exported) -> bool:
-    try:
-        model.shape(node)
-    except Unsupported:
-        return False
-    return node.meta["val"].dim() in (2, 4)
-
-
-def _joined(pieces: list[Piece], lowered: dict[fx.Node, Lowered]) -> list[Piece]:
-    """Joins neighbours of one kind; a program needs a convolution to be worth the way out of torch and back."""
-
-    def join(pieces: list[Piece]) -> list[Piece]:
-        runs = [list(run) for _, run in groupby(pieces, key=lambda piece: bool(piece.reasons))]
-        return [
-            Piece(
-                tuple(node for piece in run for node in piece.nodes),
-                run[0].input,
-                run[-1].output,
-                {operator: why for piece in run for operator, why in piece.reasons.items()},
-            )
-            for run in runs
-        ]
-
-    def has_convolution(piece: Piece) -> bool:
-        return any(isinstance(op, Conv) for node in piece.nodes for op in lowered[node].ops)
-
-    pieces = join(pieces)
-    if len(pieces) == 1 and any(lowered[node].ops for node in pieces[0].nodes if node in lowered):
-        return pieces
-    return join(
-        [
-            piece if piece.reasons or has_convolution(piece) else replace(piece, reasons={"*": "no convolution in it"})
-            for piece in pieces
-        ]
-    )
-
-
 def _program(piece: Piece, lowered: dict[fx.Node, Lowered], model: Exported) -> Program:
     draft: fuse.Draft = {}
-    values = {piece.input: 0}
+    ((source,), (result,)) = (piece.inputs, piece.outputs)
+    values = {source: 0}
     for node in piece.nodes:
-        inputs = tuple(values[source] for source in lowered[node].sources)
+        inputs = tuple(values[value] for value in lowered[node].sources)
         for op in lowered[node].ops:
             value = len(draft) + 1
             draft[value] = replace(op, inputs=inputs)
             inputs = (value,)
         values[node] = inputs[0]
-    flat = [node.meta["val"].dim() == 2 for node in (piece.input, piece.output)]
-    return fuse.program(draft, values[piece.output], model.shape(piece.input), *flat)
+    flat = [node.meta["val"].dim() == 2 for node in (source, result)]
+    return fuse.program(draft, values[result], model.shape(source), *flat)

@@ -1,49 +1,49 @@
 """A part of a captured model that stays in torch."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
 
+from splore.capture.lowering import Exported
+from splore.capture.partition import Piece, is_batch, tells_batch
+
 
 @dataclass(frozen=True)
 class TorchSegment:
-    """Runs in torch: `graph` takes one tensor and gives one. `reasons` says why it is no program, by operator."""
+    """Runs in torch: `graph` takes values and gives a tuple of them.
+
+    `reasons` says why it is no program, by operator.
+    """
 
     graph: nn.Module
     reasons: Mapping[str, str]
 
     @torch.no_grad()
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.graph(x)
+    def __call__(self, *values: Tensor) -> tuple[Tensor, ...]:
+        return self.graph(*values)
 
     @classmethod
-    def of(
-        cls,
-        nodes: Iterable[fx.Node],
-        source: fx.Node,
-        result: fx.Node,
-        constants: Mapping[fx.Node, Tensor],
-        reasons: Mapping[str, str],
-    ) -> "TorchSegment":
-        """The nodes of an exported graph, from `source` to `result`, as a module of their own."""
+    def of(cls, piece: Piece, model: Exported) -> "TorchSegment":
+        """The nodes of a piece of an exported graph as a module of their own."""
         root, graph = nn.Module(), fx.Graph()
-        copied = {source: graph.placeholder("x")}
+        copied = {source: graph.placeholder(f"x{number}") for number, source in enumerate(piece.inputs)}
+        batches = [source for source in piece.inputs if tells_batch(source, model)]
 
         def copy(node: fx.Node) -> fx.Node:
             if node not in copied:
-                if node in constants:
-                    root.register_buffer(node.name, constants[node])
+                if node in model.constants:
+                    root.register_buffer(node.name, model.constants[node])
                     copied[node] = graph.get_attr(node.name)
-                elif node.target is torch.ops.aten.sym_size.int and node.args[1] == 0:
-                    # Every tensor has the same batch size; the one that was asked for may be in another segment.
-                    copied[node] = graph.call_function(node.target, (copied[source], 0))
+                elif is_batch(node, model):
+                    # Any tensor of images tells it; the one that was asked may be in another segment.
+                    copied[node] = graph.call_function(torch.ops.aten.sym_size.int, (copied[batches[0]], 0))
                 else:
                     copied[node] = graph.node_copy(node, copy)
             return copied[node]
 
-        for node in nodes:
+        for node in piece.nodes:
             copy(node)
-        graph.output(copy(result))
-        return cls(fx.GraphModule(root, graph), reasons)
+        graph.output(tuple(copy(output) for output in piece.outputs))
+        return cls(fx.GraphModule(root, graph), piece.reasons)

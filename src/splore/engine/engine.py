@@ -11,12 +11,13 @@ This module imports no torch; only `splore.compile` and `Engine.as_module` do.
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
 from splore.engine import memory, plan_table, program_file
+from splore.engine.flow import Flow, only
 from splore.engine.program import Floats, Program
 from splore.engine.program_segment import ProgramSegment, fastest_ms
 from splore.machine import usable_cores
@@ -34,30 +35,33 @@ class TorchSegment(Protocol):
     @property
     def reasons(self) -> Mapping[str, str]: ...
 
-    def __call__(self, x: "Tensor") -> "Tensor":
-        """The result of this part for the images x."""
+    def __call__(self, *values: "Tensor") -> "Sequence[Tensor]":
+        """What this part gives for the values that it reads."""
         ...
 
 
 class Engine:
     """Segments that run one after another: programs in native code, and parts of the model in torch.
 
-    `input` and `output` are the shapes of one image: (C, H, W), or (C,). Calls of one engine from several threads wait
-    for each other; those of two engines don't.
+    `input` and `output` are the shapes of one image: (C, H, W), or (C,). Where a model gives a tuple or a dict of
+    tensors its engine gives the same, and `output` is a tuple or a dict of shapes. Calls of one engine from
+    several threads wait for each other; those of two engines don't.
     """
 
     def __init__(
         self,
         segments: "tuple[Program | TorchSegment, ...]",
         input: tuple[int, ...],
-        output: tuple[int, ...],
+        output: Any,  # noqa: ANN401
         threads: int | None = None,
+        flow: Flow | None = None,
     ) -> None:
         if threads is not None and threads < 1:
             raise ValueError(f"expected at least one thread, found {threads}")
         self.threads = threads or usable_cores()
         self.input, self.output = input, output
         self._segments = [ProgramSegment(s, self.threads) if isinstance(s, Program) else s for s in segments]
+        self._flow = flow or Flow.chain(len(segments))
         self._dense: tuple[nn.Module, str] | None = None  # the torch model where it wins, and what the timing said
         self._lock = threading.Lock()
 
@@ -76,6 +80,8 @@ class Engine:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the engine to a file that runs without torch. Raises ValueError where a part of it needs torch."""
+        if self._flow.structure is not only:
+            raise ValueError("a file holds an engine of one result, found a model that gives several, or a dict")
         if len(self._segments) != 1 or not isinstance(self._segments[0], ProgramSegment):
             in_torch = "\n".join(plan_table.of_torch(s.reasons) for s in self._segments if hasattr(s, "reasons"))
             raise ValueError(f"a part of this model needs torch, so it can't be saved to run without:\n{in_torch}")
@@ -94,8 +100,8 @@ class Engine:
         if is_tensor and x.device.type != "cpu":
             raise ValueError(f"expected a tensor on the CPU, found one on {x.device}")
         with self._lock:
-            y: Any = torch.from_numpy(self._run(x.detach().numpy())) if is_tensor else self._run(x)
-            return y
+            results = self._run(x.detach().numpy() if is_tensor else x)
+            return self._flow.structure([torch.from_numpy(y) for y in results] if is_tensor else results)
 
     def summary(self) -> str:
         """What runs where, and how fast: the plan for the batch that ran last, as a table."""
@@ -113,6 +119,8 @@ class Engine:
         """The engine as a module of one operator, `torch.ops.splore.engine`, for torch.compile and torch.export."""
         from splore.engine.torch_op import EngineModule
 
+        if self._flow.structure is not only:
+            raise ValueError("an operator gives one tensor, found a model that gives several, or a dict")
         return EngineModule(self)
 
     def prefer_faster(self, dense: "nn.Module", example_input: "Tensor") -> None:
@@ -120,27 +128,39 @@ class Engine:
         x = example_input.detach().numpy()
         if not len(x) or not any(isinstance(segment, ProgramSegment) for segment in self._segments):
             return
-        ours, theirs = fastest_ms(lambda: self._run(x), lambda: run_torch(dense, x, self.threads))
+        ours, theirs = fastest_ms(lambda: self._run(x), lambda: run_torch(dense, [x], self.threads))
         if theirs < 0.95 * ours:
             verdict = f"Runs the dense network in torch, {theirs:.3g} ms for a batch of {len(x)}"
             self._dense = dense, f"{verdict}: the plan below takes {ours:.3g} ms."
 
-    def _run(self, x: Floats) -> Floats:
+    def _run(self, x: Floats) -> list:
+        """The results, in order."""
         if self._dense is not None:
-            return run_torch(self._dense[0], x, self.threads)
-        for segment in self._segments:
-            x = segment(x) if isinstance(segment, ProgramSegment) else run_torch(segment, x, self.threads)
-        return x
+            return run_torch(self._dense[0], [x], self.threads)
+        return self._flow.run(self._segments, x, self._call)
+
+    def _call(self, segment: "ProgramSegment | TorchSegment", values: list) -> Sequence:
+        return [segment(*values)] if isinstance(segment, ProgramSegment) else run_torch(segment, values, self.threads)
 
 
-def run_torch(module: "nn.Module | TorchSegment", x: Floats, threads: int) -> Floats:
-    """A torch module on a NumPy batch, with that many threads."""
+def run_torch(module: "nn.Module | TorchSegment", values: Sequence, threads: int) -> list:
+    """The tensors that a torch module gives for values as NumPy arrays, with that many threads."""
     import torch
+    from torch.utils._pytree import tree_leaves
+
+    def to_torch(value: Any) -> Any:  # noqa: ANN401
+        return torch.from_numpy(np.require(value, requirements=["C", "W"])) if isinstance(value, np.ndarray) else value
+
+    def to_numpy(value: Any) -> Any:  # noqa: ANN401
+        return value.numpy() if isinstance(value, torch.Tensor) else value
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         with torch.no_grad():
-            return module(torch.from_numpy(np.require(x, requirements=["C", "W"]))).numpy()
+            found = module(*map(to_torch, values))
     finally:
         torch.set_num_threads(before)
+    if isinstance(module, torch.nn.Module):
+        return [leaf.numpy() for leaf in tree_leaves(found) if isinstance(leaf, torch.Tensor)]
+    return [to_numpy(value) for value in found]  # several that only torch reads, as of a split, stay as they are

@@ -5,7 +5,7 @@ from torch import Tensor, fx
 from splore.capture.lowering import layers, pointwise, shapes
 from splore.capture.lowering.exported import Exported, Lowered, Unsupported, arguments, module_name
 
-__all__ = ["Exported", "Lowered", "Unsupported", "lower", "module_name"]
+__all__ = ["Exported", "Lowered", "Unsupported", "arguments", "lower", "module_name"]
 
 LOWERINGS = layers.LOWERINGS | pointwise.LOWERINGS | shapes.LOWERINGS
 

@@ -32,7 +32,7 @@ class Exported:
     """What the nodes of an exported model refer to."""
 
     batch: object  # the symbolic batch size
-    constants: dict[fx.Node, Tensor]  # parameters, buffers, and what is computed from them alone
+    constants: dict[fx.Node, Any]  # parameters, buffers, and what is computed from them alone: tensors, or some of them
     layers: dict[fx.Node, LowRankSparse]  # the decomposed layers, by the node of their weight
     names: dict[fx.Node, str]  # of the layers, by the nodes of their parameters
 
