@@ -1,6 +1,7 @@
 """Stage (a), structure designing: the layers of a network are replaced by layers with W = A·B + S."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import get_args
 
@@ -8,9 +9,14 @@ from torch import Tensor, nn
 
 from splore.design.layers import LowRankSparse, LowRankSparseConv2d, LowRankSparseLinear
 from splore.design.matrix import Scheme, unfold
-from splore.design.ranks import Budget, Rank, check_rank, choose_rank, largest_useful_rank, ranks_within
+from splore.design.ranks import Budget, Rank, check_params, check_rank, choose_rank, largest_useful_rank, ranks_within
 from splore.design.select import Pattern, replace, select
-from splore.design.start import Start, from_scratch, from_trained
+from splore.design.start import Start, from_scratch
+from splore.design.trained import Inputs, Layers, Parts, inputs_of, parts_to_budget, parts_to_density
+from splore.forward import Epochs
+
+DEFAULT_RANK = 0.05
+"""Of min(m, k): the rank of a design that names none."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +25,7 @@ class Design:
 
     Attributes:
         rank: rank of L: a whole number; a fraction of min(m, k); `Energy` of the singular values; or `Budget` of the
-            whole net's parameters. 0 means no low-rank part.
+            whole net's parameters. 0 means no low-rank part. None is 0.05, or with `params` what that makes worth it.
         sparse: whether layers get a sparse part S.
         scheme: the matricisation of convolution kernels.
         include: layers to decompose: names, globs, `re:` patterns, class names or classes.
@@ -30,9 +36,12 @@ class Design:
         trained: `True` says that start is to be `trained`, the default.
         density: share of the entries of S, 0 to 1, that a trained start fills. Below 1 the weights are approximated.
             The mask stays open: training may fill the rest.
+        params: parameters that the net may hold from the start, as a number or as a share (a float) of the dense net's:
+            ranks and entries of S are chosen for it together, where they do most for each layer's share of its energy,
+            and S is masked as a cut would mask it. A trained start only. `rank` is then the most that a layer gets.
     """
 
-    rank: Rank = 0.05
+    rank: Rank | None = None
     sparse: bool = True
     scheme: Scheme = Scheme.CHANNEL
     include: tuple[Pattern, ...] = ("Conv2d", "Linear")
@@ -40,9 +49,11 @@ class Design:
     start: Start = "trained"
     trained: bool = False
     density: float = 1.0
+    params: int | float | None = None
 
     def __post_init__(self) -> None:
-        check_rank(self.rank)
+        if self.rank is not None:
+            check_rank(self.rank)
         if self.rank == 0 and not self.sparse:
             raise ValueError("a design of rank 0 without a sparse part leaves no weight: give a rank or keep S")
         if self.start not in get_args(Start):
@@ -53,6 +64,12 @@ class Design:
             raise ValueError("include and exclude are tuples of patterns: write ('fc',) in place of 'fc'")
         if not 0 <= self.density <= 1:
             raise ValueError(f"the density of S must lie between 0 and 1, found {self.density}")
+        if self.params is not None:
+            check_params(self.params)
+        if self.params is not None and not self.sparse:
+            raise ValueError("params is shared by L and S: without a sparse part, give rank=Budget(share)")
+        if self.params is not None and (self.start != "trained" or self.density != 1):
+            raise ValueError("params chooses what a trained start keeps: leave start and density out, or params")
 
 
 @dataclass(frozen=True)
@@ -76,7 +93,7 @@ class Summary:
         return "\n".join(lines)
 
 
-def decompose(model: nn.Module, design: Design) -> Summary:
+def decompose(model: nn.Module, design: Design, calibrate: Iterable | Epochs | None = None) -> Summary:
     """Replaces layers of `model` in place by layers with W = A·B + S, and says what became of each selected one.
 
     Takes any `nn.Module`, and keeps what it has learned; for a start from scratch see `Design.start`. What can't be
@@ -84,10 +101,19 @@ def decompose(model: nn.Module, design: Design) -> Summary:
     weights, layers that A and B would make larger) stays dense. Optimisers must be built afterwards: the parameters
     are new.
 
+    Args:
+        model: any network.
+        design: what to decompose and how.
+        calibrate: inputs by which to choose what a trained start keeps, and to fit it: some hundreds, in batches as
+            `recalibrate` takes them, preprocessed and augmented as in training; all of them are used. Biases make up
+            for the mean of what is left out. To be followed by `recalibrate` if the model has batch norm.
+
     Raises:
-        ValueError: nothing is left to decompose, the model itself is the layer, or a budget can't be met, or a
-            weight is not finite.
+        ValueError: nothing is left to decompose, the model itself is the layer, or a budget can't be met, a weight or
+            an input is not finite, or a start from scratch is to be calibrated.
     """
+    if calibrate is not None and design.start != "trained":
+        raise ValueError(f"start={design.start!r} starts afresh, and has nothing to calibrate: leave calibrate out")
     names, idle = select(model, (nn.Conv2d, nn.Linear), design.include, design.exclude)
     modules = dict(model.named_modules())
     owners = Counter(id(p) for module in modules.values() for p in module._parameters.values() if p is not None)
@@ -110,7 +136,9 @@ def decompose(model: nn.Module, design: Design) -> Summary:
     ranks = _ranks(model, design, matrices)
     for name, rank in list(ranks.items()):
         most = largest_useful_rank(matrices[name].shape)
-        if rank > most:
+        if rank > most and design.params is not None:
+            ranks[name] = most
+        elif rank > most:
             m, k = matrices[name].shape
             dense[name] = f"rank {rank} would make its {m} x {k} matrix larger (at most {most})"
             del ranks[name]
@@ -120,8 +148,24 @@ def decompose(model: nn.Module, design: Design) -> Summary:
             "nothing to decompose: "
             + (f"every selected layer stays dense ({found})" if dense else f"no layer matches {list(design.include)}")
         )
-    replace(model, {layers[name]: _decomposed(layers[name], matrices[name], ranks[name], design) for name in ranks})
-    return Summary(ranks, dense, tuple(idle))
+    chosen = {name: layers[name] for name in ranks}
+    inputs = None if calibrate is None else inputs_of(model, chosen, design.scheme, calibrate)
+    parts = _parts(model, design, chosen, {name: matrices[name] for name in ranks}, ranks, inputs)
+    new = {name: _decomposed(layer, parts[name], design) for name, layer in chosen.items()}
+    for name, layer in new.items():
+        if inputs is not None and name in inputs.seen and layer.bias is not None:
+            lost = matrices[name] - layer.matrix.detach()
+            layer.bias.detach().add_(inputs.seen[name].shift(lost, len(layer.bias)))
+    replace(model, {chosen[name]: layer for name, layer in new.items()})
+    return Summary({name: layer.rank for name, layer in new.items()}, dense, tuple(idle))
+
+
+def _decomposed(layer: nn.Conv2d | nn.Linear, parts: Parts, design: Design) -> LowRankSparse:
+    A, B, S, mask = parts
+    kind = LowRankSparseConv2d if isinstance(layer, nn.Conv2d) else LowRankSparseLinear
+    new: LowRankSparse = kind(layer, A.shape[1], design.sparse, design.scheme)  # type: ignore[arg-type]
+    new.set_parts(A, B, S, mask)
+    return new
 
 
 def _obstacle(module: nn.Conv2d | nn.Linear, owners: Counter[int]) -> str:
@@ -146,24 +190,43 @@ def _obstacle(module: nn.Conv2d | nn.Linear, owners: Counter[int]) -> str:
 
 
 def _ranks(model: nn.Module, design: Design, matrices: dict[str, Tensor]) -> dict[str, int]:
-    if not isinstance(design.rank, Budget):
-        return {name: choose_rank(design.rank, matrix) for name, matrix in matrices.items()}
-    params = sum(p.numel() for p in model.parameters())
-    fixed = params - sum(matrix.numel() for matrix in matrices.values())
-    return ranks_within(int(design.rank.budget * params) - fixed, matrices, least=0 if design.sparse else 1)
+    rank = design.rank
+    if rank is None:
+        if design.params is not None:
+            return {name: min(matrix.shape) for name, matrix in matrices.items()}
+        rank = DEFAULT_RANK
+    if not isinstance(rank, Budget):
+        return {name: choose_rank(rank, matrix) for name, matrix in matrices.items()}
+    return ranks_within(_left(model, rank.budget, matrices), matrices, least=0 if design.sparse else 1)
 
 
-def _decomposed(layer: nn.Conv2d | nn.Linear, matrix: Tensor, rank: int, design: Design) -> LowRankSparse:
-    new: LowRankSparse
-    if isinstance(layer, nn.Conv2d):
-        new = LowRankSparseConv2d(layer, rank, design.sparse, design.scheme)
-    else:
-        new = LowRankSparseLinear(layer, rank, design.sparse, design.scheme)
-    if design.start == "trained":
-        new.set_parts(*from_trained(matrix, rank, design.sparse, design.density))
-    else:
-        new.set_parts(*from_scratch(matrix, rank, design.sparse, design.start))
-    return new
+def _left(model: nn.Module, params: int | float, matrices: dict[str, Tensor]) -> int:
+    """What a budget, as a number or a share of the dense net's parameters, leaves to the layers with these matrices."""
+    dense = sum(p.numel() for p in model.parameters())
+    allowed = int(params * dense) if isinstance(params, float) else params
+    return allowed - dense + sum(matrix.numel() for matrix in matrices.values())
+
+
+def _parts(
+    model: nn.Module,
+    design: Design,
+    layers: Layers,
+    matrices: dict[str, Tensor],
+    ranks: dict[str, int],
+    inputs: Inputs | None,
+) -> dict[str, Parts]:
+    """The starting values of each layer."""
+    if design.start != "trained":
+        return {n: (*from_scratch(W, ranks[n], design.sparse, design.start), None) for n, W in matrices.items()}
+    if design.params is None:
+        return parts_to_density(matrices, ranks, design.sparse, design.density, inputs)
+    left = _left(model, design.params, matrices)
+    if left < 0:
+        raise ValueError(
+            f"the budget can't be met: what is not decomposed holds {-left:,} parameters more; raise params or "
+            "decompose more layers"
+        )
+    return parts_to_budget(model, layers, matrices, design.scheme, left, ranks, inputs)
 
 
 def materialise(model: nn.Module) -> nn.Module:

@@ -32,7 +32,7 @@ class LowRankSparseConv2d(LowRankSparse):
         self.in_channels, self.out_channels = dense.in_channels, dense.out_channels
         self.kernel_size, self.stride, self.dilation = dense.kernel_size, dense.stride, dense.dilation
         self.padding, self.padding_mode, self.groups = dense.padding, dense.padding_mode, 1
-        self._explicit_padding = _explicit_padding(dense)
+        self._explicit_padding = explicit_padding(dense)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.padding_mode == "zeros":
@@ -106,7 +106,7 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
     return without, without - factors + sum(math.prod(layer.weight_shape) for layer in layers)
 
 
-def _explicit_padding(conv: nn.Conv2d) -> list[int]:
+def explicit_padding(conv: nn.Conv2d) -> list[int]:
     """The padding as `F.pad` takes it, last dimension first; 'same' puts an odd one at the end, as `nn.Conv2d` does."""
     if conv.padding == "valid":
         return [0, 0, 0, 0]

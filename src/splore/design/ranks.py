@@ -49,6 +49,14 @@ def check_rank(rank: Rank) -> None:
         raise ValueError(f"a rank given as a fraction must lie between 0 and 1, found {rank}; whole ranks are integers")
 
 
+def check_params(params: int | float | None) -> None:
+    """Raises ValueError for a budget that is no number of parameters and no share of the dense net's."""
+    if isinstance(params, bool) or not isinstance(params, int | float) or params <= 0:
+        raise ValueError(f"a budget is a number of parameters or a share of the dense net's above 0, found {params!r}")
+    if isinstance(params, float) and params > 1:
+        raise ValueError(f"a share of the dense net's parameters is at most 1, found {params}; give a number as an int")
+
+
 def choose_rank(rank: int | float | Energy, matrix: Tensor) -> int:
     """The rank of one layer with this matrix (m, k); at least 1, save for the whole number 0. May exceed min(m, k)."""
     if isinstance(rank, int):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from splore.design.layers import LowRankSparse, check_finite, decomposed_layers, parameter_counts
-from splore.design.ranks import count_holding
+from splore.design.ranks import check_params, count_holding
 
 Score = Callable[[LowRankSparse], Tensor]
 """The importance of each entry of a layer's S, a tensor (m, k) of non-negative numbers comparable across layers."""
@@ -90,7 +90,7 @@ def prune(
         check_finite(model)
         for layer in layers.values():
             _keep(layer, _energetic(layer.S.detach(), energy))
-    else:
+    elif params is not None:
         allowed = entries_within(model, params)
         check_finite(model)
         missing = allowed - _keep_best(layers, allowed, score)
@@ -117,12 +117,9 @@ def budget_entries(model: nn.Module, params: int | float, without_L: bool = Fals
     return (int(params * dense) if isinstance(params, float) else params), held
 
 
-def entries_within(model: nn.Module, params: int | float | None, without_L: bool = False) -> int:
+def entries_within(model: nn.Module, params: int | float, without_L: bool = False) -> int:
     """How many entries of S a budget allows, beside all else that the model holds; ValueError if it allows less."""
-    if isinstance(params, bool) or not isinstance(params, int | float) or params <= 0:
-        raise ValueError(f"a budget is a number of parameters or a share of the dense net's above 0, found {params!r}")
-    if isinstance(params, float) and params > 1:
-        raise ValueError(f"a share of the dense net's parameters is at most 1, found {params}; give a number as an int")
+    check_params(params)
     allowed, held = budget_entries(model, params, without_L)
     if allowed < held:
         cut, advice = ("L and S", "") if without_L else ("S", "lower the ranks, ")

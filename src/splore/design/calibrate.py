@@ -1,0 +1,168 @@
+"""What the data needs of a trained weight: the moments of a layer's inputs, and W = A·B + S fitted to them.
+
+The error of a layer's outputs is tr(D C D^T) for a change D of its matrix and C the mean of x x^T over its inputs x,
+the columns of its convolution's patches. OATS (Zhang & Papyan, 2024) scales the columns of W by the root of C's
+diagonal before W is split into L and S, so that what is kept is what the inputs reach. After the split, A and the kept
+entries of S are fitted to the outputs with all of C: they make up for what was cut as far as inputs are alike.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from splore.design.layers import explicit_padding
+from splore.design.matrix import Scheme
+from splore.forward import evaluating, run, split
+
+POSITIONS = 64
+"""Places of each image at which patches are taken."""
+
+RIDGE = 0.01
+"""What is added to C's diagonal, as a share of its mean: the fit is not to rely on what few inputs tell."""
+
+STEPS = 40
+"""Steps of conjugate gradients."""
+
+TINY = 1e-30
+
+
+@dataclass
+class Moments:
+    """The inputs x (k,) of a layer, as columns of its matrix: their number, sum, and sum of x x^T, in float64.
+
+    `has_bias` says whether the layer has a bias.
+    """
+
+    count: int
+    sum: Tensor
+    products: Tensor
+    has_bias: bool
+
+    @property
+    def C(self) -> Tensor:
+        """The mean of x x^T, with a ridge; the covariance for a layer whose bias makes up for the mean."""
+        C = self.products / self.count
+        if self.has_bias:
+            C = C - torch.outer(self.sum, self.sum) / self.count**2
+        return C + (RIDGE * C.diagonal().mean() + TINY) * torch.eye(len(C), dtype=C.dtype, device=C.device)
+
+    def error(self, D: Tensor) -> float:
+        """The mean squared change of the outputs by a change D (m, k) of the matrix: tr(D C D^T)."""
+        return ((D.double() @ self.C) * D).sum().item()
+
+    def shift(self, D: Tensor, outputs: int) -> Tensor:
+        """What a change -D (m, k) of the matrix takes from the mean of each output."""
+        return (D.double() @ self.sum / self.count).view(outputs, -1).sum(1).to(D)
+
+
+def column_scale(W: Tensor, seen: Moments | None) -> Tensor:
+    """Factors (1, k) of the columns of W (m, k) with which squared errors are shares of the energy of its outputs.
+
+    By the roots of the second moments of the inputs, or equal ones where no inputs were seen.
+    """
+    if seen is None:
+        return (1 / W.norm().clamp_min(TINY)).expand(1, W.shape[1])
+    return (seen.C.diagonal() / max(seen.error(W), TINY)).sqrt()[None].to(W)
+
+
+@torch.no_grad()
+def moments(
+    model: nn.Module, layers: Mapping[str, nn.Conv2d | nn.Linear], scheme: Scheme, batches: Iterable
+) -> dict[str, Moments]:
+    """The moments of the inputs of layers, over batches of a loader; a layer that is never called is left out.
+
+    Raises:
+        ValueError: the loader gave no batch, or inputs that are not finite.
+    """
+    found: dict[str, Moments] = {}
+    draw = torch.Generator().manual_seed(0)
+
+    def hook(name: str, layer: nn.Conv2d | nn.Linear) -> torch.utils.hooks.RemovableHandle:
+        def see(_: nn.Module, inputs: tuple) -> None:
+            x = _columns(layer, inputs[0].detach(), scheme, draw)
+            k = x.shape[1]
+            total = found.setdefault(
+                name,
+                Moments(0, x.new_zeros(k).double(), x.new_zeros(k, k).double(), layer.bias is not None),
+            )
+            total.count += len(x)
+            total.sum += x.sum(0)
+            total.products += x.T @ x
+
+        return layer.register_forward_pre_hook(see)
+
+    handles = [hook(name, layer) for name, layer in layers.items()]
+    seen = 0
+    try:
+        with evaluating(model), torch.compiler.set_stance("force_eager"):
+            for batch in batches:
+                run(model, split(batch)[0])
+                seen += 1
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not seen:
+        raise ValueError("calibrate needs at least one batch, and the loader gave none")
+    for name, each in found.items():
+        if not each.products.isfinite().all():
+            raise ValueError(f"expected finite inputs to calibrate by, found NaN or infinity in those of {name!r}")
+    return found
+
+
+def _columns(layer: nn.Conv2d | nn.Linear, x: Tensor, scheme: Scheme, draw: torch.Generator) -> Tensor:
+    """The inputs (N, k) of a layer's matrix, of a convolution at some places of each image."""
+    x = x.float()
+    if isinstance(layer, nn.Linear):
+        return x.flatten(0, -2)
+    x = x if x.dim() == 4 else x[None]
+    x = F.pad(x, explicit_padding(layer), mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
+    (kh, kw), (dh, dw), (sh, sw) = layer.kernel_size, layer.dilation, layer.stride
+    if scheme is Scheme.CHANNEL:
+        patches = F.unfold(x, (kh, kw), (dh, dw), 0, (sh, sw))
+    else:  # a column is one of kh rows of a channel, and each of kw columns of the kernel sees all of them
+        patches = F.unfold(x, (kh, 1), (dh, 1), 0, (sh, 1))
+    places = torch.randperm(patches.shape[2], generator=draw)[:POSITIONS].to(x.device)
+    return patches[:, :, places].transpose(1, 2).flatten(0, 1)
+
+
+def fitted(
+    W: Tensor, A: Tensor, B: Tensor, mask: Tensor | None, seen: Moments | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """A (m, r), B and S (m, k) that make least of tr(D C D^T) for D = W - A·B - S, with S zero outside the mask.
+
+    By conjugate gradients on each row of A and S, preconditioned by the diagonal; B stays, but for its share of the
+    norms. Where no inputs were seen, A stays too, and S is what is left of W. S is None where there is no mask.
+    """
+    exact, A, B = W.double(), A.double(), B.double()
+    kept = torch.zeros_like(exact) if mask is None else mask.double()
+    S = (exact - A @ B) * kept
+    if seen is not None:
+        A, S = _least_squares(exact, A, B, S, kept, seen.C)
+    root = (B.norm(dim=1) / A.norm(dim=0).clamp_min(TINY)).sqrt().clamp_min(TINY)
+    return (A * root).to(W), (B / root[:, None]).to(W), None if mask is None else S.to(W)
+
+
+def _least_squares(W: Tensor, A: Tensor, B: Tensor, S: Tensor, kept: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+    r = A.shape[1]
+    weights = torch.cat([((B @ C) * B).sum(1), C.diagonal()]).clamp_min(TINY)
+
+    def gradient(D: Tensor) -> Tensor:
+        return torch.cat([D @ C @ B.T, (D @ C) * kept], 1)
+
+    def dot(x: Tensor, y: Tensor) -> Tensor:
+        return (x * y).sum(1, keepdim=True).clamp_min(TINY)
+
+    x = torch.cat([A, S], 1)
+    rest = gradient(W - A @ B - S)
+    ahead = rest / weights
+    energy = dot(rest, ahead)
+    for _ in range(STEPS):
+        moved = gradient(ahead[:, :r] @ B + ahead[:, r:])
+        step = energy / dot(ahead, moved)
+        x, rest = x + step * ahead, rest - step * moved
+        before, energy = energy, dot(rest, rest / weights)
+        ahead = rest / weights + energy / before * ahead
+    return x[:, :r], x[:, r:]

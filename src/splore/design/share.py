@@ -1,0 +1,120 @@
+"""One budget of parameters, shared by the ranks and the entries of all layers of a trained network.
+
+A rank of an m x k matrix costs m + k parameters and an entry of S one. With a cost p of a parameter, in the unit of the
+squared error, every layer makes least of
+
+    ||W - L - S||^2  +  p (c rank(L) (m + k) + nnz(S))
+
+by turns: L keeps the singular directions of W - S whose energy exceeds p c (m + k), S the entries of W - L whose square
+exceeds p. Each turn lowers the sum, so a layer has rank 0 where directions are not worth their cost. The p for which
+the layers together meet the budget is found by bisection. The factor c asks more of a direction than of as many
+entries; see `CAUTION`.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CAUTION = 4.0
+"""c. With c = 1 a trained ResNet-20 at 30 % of its parameters came nearer to the outputs of the dense net than with S
+alone, and yet classified worse: a last layer took rank 10, for ten classes, and little else."""
+
+TURNS, HALVINGS, RANGE = 6, 14, 30
+"""Turns of L and S at most, and bisection steps, over so many octaves of p."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """L = A·B and the mask of S for one matrix (m, k)."""
+
+    A: Tensor
+    B: Tensor
+    mask: Tensor
+
+    @property
+    def params(self) -> int:
+        """Parameters of A, B and the entries of S."""
+        return self.A.numel() + self.B.numel() + int(self.mask.sum())
+
+
+def split_at(W: Tensor, cost: float, most: int) -> Split:
+    """The best split of W (m, k) found where a parameter costs as much as a squared error of `cost`.
+
+    `most` is the largest rank. L and S each have the first turn once, S alone is a third try, and the best one counts.
+    """
+    mask = W.square() > cost
+    found = [Split(W[:, :0], W[:0], mask)]
+    if most:
+        found += [_alternate(W, torch.zeros_like(mask), cost, most), _alternate(W, mask, cost, most)]
+
+    def total(split: Split) -> float:
+        rest = (W - split.A @ split.B).masked_fill(split.mask, 0)
+        return rest.square().sum().item() + cost * (CAUTION * split.A.shape[1] * sum(W.shape) + int(split.mask.sum()))
+
+    return min(found, key=total)
+
+
+def _alternate(W: Tensor, mask: Tensor, cost: float, most: int) -> Split:
+    A, B = W[:, :0], W[:0]
+    for _ in range(TURNS):
+        A, B = _directions(W - (W - A @ B) * mask, CAUTION * cost * sum(W.shape), most)
+        before, mask = mask, (W - A @ B).square() > cost
+        if torch.equal(mask, before):
+            break
+    return Split(A, B, mask)
+
+
+def _directions(matrix: Tensor, cost: float, most: int) -> tuple[Tensor, Tensor]:
+    """A (m, r) with orthonormal columns, and B: the singular directions whose energy exceeds `cost`, at most `most`.
+
+    For a tall matrix it is B that has orthonormal rows.
+    """
+    if matrix.shape[0] > matrix.shape[1]:
+        B, A = _directions(matrix.T, cost, most)
+        return A.T, B.T
+    energies, vectors = torch.linalg.eigh(matrix @ matrix.T)
+    rank = min(int((energies > cost).sum()), most)
+    A = vectors[:, len(energies) - rank :]
+    return A, A.T @ matrix
+
+
+def share(
+    matrices: Mapping[str, Tensor], budget: int, most: Mapping[str, int], sparse: bool = True
+) -> dict[str, Split]:
+    """The split of each matrix (m, k), for one cost of a parameter, that together take at most `budget` parameters.
+
+    Squared errors must be comparable between the matrices. `most` is the largest rank of each. What one cost leaves of
+    the budget goes to the largest entries that are left, so it is met exactly.
+    """
+    exact = {name: matrix.double() for name, matrix in matrices.items()}
+    high = math.log2(max(W.square().sum().item() for W in exact.values()) or 1.0)
+    low, splits = high - RANGE - math.log2(max(W.numel() for W in exact.values())), None
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        trial = {name: split_at(W, 2.0**middle, most[name]) for name, W in exact.items()}
+        if sum(split.params for split in trial.values()) <= budget:
+            high, splits = middle, trial
+        else:
+            low = middle
+    if splits is None:
+        splits = {name: split_at(W, 2.0**high, most[name]) for name, W in exact.items()}
+    return _filled(exact, splits, budget)
+
+
+def _filled(matrices: Mapping[str, Tensor], splits: dict[str, Split], budget: int) -> dict[str, Split]:
+    """The splits with the largest entries that they leave out, as far as the budget goes."""
+    rests = {
+        name: (matrices[name] - x.A @ x.B).square().masked_fill(x.mask, -1).flatten() for name, x in splits.items()
+    }
+    everything = torch.cat(list(rests.values()))
+    free = min(budget - sum(x.params for x in splits.values()), int((everything >= 0).sum()))
+    more = torch.zeros_like(everything, dtype=torch.bool)
+    more[everything.topk(max(free, 0)).indices] = True
+    pieces = more.split([len(rest) for rest in rests.values()])
+    return {
+        name: Split(x.A, x.B, x.mask | piece.view_as(x.mask))
+        for (name, x), piece in zip(splits.items(), pieces, strict=True)
+    }
