@@ -22,8 +22,8 @@ OPTIMISERS = {
 }
 
 
-def decomposed():
-    model = nn.Sequential(nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 6))
+def decomposed(dtype=torch.float32):
+    model = nn.Sequential(nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 6)).to(dtype)
     decompose(model, Design(rank=2))
     return model
 
@@ -59,6 +59,19 @@ def test_cut_entries_stay_exactly_zero_after_steps_that_filled_the_running_state
     for layer, old in zip(decomposed_layers(model).values(), kept, strict=True):
         assert not torch.equal(layer.S[layer.mask], old), "what was kept must go on learning"
         assert layer.S.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_masks_hold_in_every_precision(dtype):
+    model = decomposed(dtype)
+    prune(model, energy=0.7)
+    hold_masks(model, optimizer := OPTIMISERS["momentum"](model.parameters()))
+    for _ in range(3):
+        optimizer.zero_grad()
+        (model(torch.randn(8, 2, 5, 5, dtype=dtype)) - 1).square().mean().backward()
+        assert cut_gradients(model) == 0
+        optimizer.step()
+    assert revived(model) == 0 and all(layer.S[layer.mask].any() for layer in decomposed_layers(model).values())
 
 
 def test_without_the_hold_cut_entries_revive():

@@ -49,8 +49,21 @@ class MaskHold:
             hold.mask_values()
 
 
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integers as wide as numbers of so many bytes."""
+
+
+def _clear(tensor: Tensor, keep: Tensor) -> None:
+    """Sets the entries to zero, infinite and NaN ones too, where `keep`, int8, is 0 and not -1.
+
+    As bits: several times as fast on a CPU as a fill by a mask, which branches at each entry.
+    """
+    part = local(tensor)
+    part.view(_BITS[part.itemsize]).bitwise_and_(keep)
+
+
 class _Hold:
-    """The mask of one layer; `cut` is True where an entry is to stay zero, or None where none is."""
+    """The mask of one layer; `keep` is 0 where an entry is to stay zero and -1 elsewhere, or None where none is."""
 
     def __init__(self, layer: LowRankSparse, optimizer: Optimizer) -> None:
         self.layer, self.optimizer = layer, optimizer
@@ -64,29 +77,29 @@ class _Hold:
     def take_mask(self) -> None:
         S, self.mask = self.layer.S, self.layer.mask
         self.version = self.mask._version
-        self.cut: Tensor | None = None
+        self.keep: Tensor | None = None
         if not self.mask.all():  # waits for the device, and only when a mask has changed
-            self.cut = local(shard_like(~self.mask, S))
+            self.keep = local(shard_like(-self.mask.to(torch.int8), S))
             state = self.optimizer.state.get(S, {}).values()
             for value in (S, *(v for v in state if isinstance(v, Tensor) and v.shape == S.shape)):
-                local(value).masked_fill_(self.cut, 0)
+                _clear(value, self.keep)
 
     def _current(self) -> Tensor | None:
         if self.layer.mask is not self.mask or self.mask._version != self.version:
             self.take_mask()
-        return self.cut
+        return self.keep
 
     @torch.no_grad()
     def _mask_gradient(self, S: Tensor) -> None:
-        cut = self._current()
-        if cut is not None and S.grad is not None:
-            local(S.grad).masked_fill_(cut, 0)
+        keep = self._current()
+        if keep is not None and S.grad is not None:
+            _clear(S.grad, keep)
 
     @torch.no_grad()
     def mask_values(self) -> None:
-        cut = self._current()
-        if cut is not None:
-            local(self.layer.S).masked_fill_(cut, 0)
+        keep = self._current()
+        if keep is not None:
+            _clear(self.layer.S, keep)
 
 
 def hold_masks(model: nn.Module, optimizer: Optimizer) -> MaskHold:
