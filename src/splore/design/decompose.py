@@ -1,14 +1,15 @@
 """Stage (a), structure designing: the layers of a network are replaced by layers with W = A·B + S."""
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import get_args
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from splore.design.layers import LowRankSparse, LowRankSparseConv2d, LowRankSparseLinear
 from splore.design.matrix import Scheme, unfold
+from splore.design.obstacle import Uses, obstacle
 from splore.design.ranks import Budget, Rank, check_params, check_rank, choose_rank, largest_useful_rank, ranks_within
 from splore.design.select import Pattern, replace, select
 from splore.design.start import Start, from_scratch
@@ -97,9 +98,9 @@ def decompose(model: nn.Module, design: Design, calibrate: Iterable | Epochs | N
     """Replaces layers of `model` in place by layers with W = A·B + S, and says what became of each selected one.
 
     Takes any `nn.Module`, and keeps what it has learned; for a start from scratch see `Design.start`. What can't be
-    decomposed (grouped and depthwise convolutions, subclasses with a forward of their own, parametrised or tied
-    weights, layers that A and B would make larger) stays dense. Optimisers must be built afterwards: the parameters
-    are new.
+    decomposed stays dense: convolutions of other kinds, grouped and depthwise ones, subclasses with a forward of their
+    own, parametrised or tied weights, layers with hooks or kept in lists, layers that A and B would make larger.
+    Optimisers must be built afterwards: the parameters are new.
 
     Args:
         model: any network.
@@ -114,19 +115,19 @@ def decompose(model: nn.Module, design: Design, calibrate: Iterable | Epochs | N
     """
     if calibrate is not None and design.start != "trained":
         raise ValueError(f"start={design.start!r} starts afresh, and has nothing to calibrate: leave calibrate out")
-    names, idle = select(model, (nn.Conv2d, nn.Linear), design.include, design.exclude)
-    modules = dict(model.named_modules())
-    owners = Counter(id(p) for module in modules.values() for p in module._parameters.values() if p is not None)
+    names, idle = select(model, (_ConvNd, nn.Linear), design.include, design.exclude)
+    modules, uses = dict(model.named_modules()), Uses(model)
     dense: dict[str, str] = {}
     layers: dict[str, nn.Conv2d | nn.Linear] = {}
+    if design.include == Design.include:  # all that can be: what can't is named
+        others = select(model, (_ConvNd,), ("*",), design.exclude)[0]
+        dense = {name: obstacle(modules[name], uses) for name in others if not isinstance(modules[name], nn.Conv2d)}
     for name in names:
         module = modules[name]
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            reason = _obstacle(module, owners)
-            if reason:
-                dense[name] = reason
-            else:
-                layers[name] = module
+        if reason := obstacle(module, uses):
+            dense[name] = reason
+        elif isinstance(module, nn.Conv2d | nn.Linear):
+            layers[name] = module
     if "" in layers:
         raise ValueError("the model is itself the layer to replace: wrap it, as in nn.Sequential(layer)")
     matrices = {name: unfold(layer.weight.detach(), design.scheme) for name, layer in layers.items()}
@@ -166,27 +167,6 @@ def _decomposed(layer: nn.Conv2d | nn.Linear, parts: Parts, design: Design) -> L
     new: LowRankSparse = kind(layer, A.shape[1], design.sparse, design.scheme)  # type: ignore[arg-type]
     new.set_parts(A, B, S, mask)
     return new
-
-
-def _obstacle(module: nn.Conv2d | nn.Linear, owners: Counter[int]) -> str:
-    """Why a layer can't be decomposed; empty when it can."""
-    kind = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear
-    own = [f for f in ("forward", "_conv_forward") if getattr(type(module), f, None) is not getattr(kind, f, None)]
-    if own:
-        return f"{type(module).__name__} has a forward of its own"
-    if isinstance(module, nn.Conv2d) and module.groups != 1:
-        return f"a grouped convolution (groups={module.groups})"
-    if module._parameters.get("weight") is None or "bias" not in module._parameters:
-        return "its weight or bias is parametrised"
-    if isinstance(module.weight, nn.UninitializedParameter):
-        return "it is lazy: run the model once first"
-    if not module.weight.is_floating_point():
-        return f"its weight is {module.weight.dtype}"
-    if owners[id(module.weight)] > 1:
-        return "its weight is tied to another module's"
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
-        return "it carries hooks"
-    return ""
 
 
 def _ranks(model: nn.Module, design: Design, matrices: dict[str, Tensor]) -> dict[str, int]:

@@ -1,0 +1,71 @@
+"""Why a layer can't be decomposed: what it is, and who else holds it or its weight."""
+
+from collections import Counter
+from collections.abc import Iterator
+from inspect import ismethod
+
+from torch import Tensor, nn
+
+_OWN = frozenset(vars(nn.Module()))
+"""What every module has: its parameters and children among them, from which `decompose` replaces layers."""
+
+_HOOKS = tuple(name for name in _OWN if "hooks" in name and "always_called" not in name and "with_kwargs" not in name)
+
+
+class Uses:
+    """Where a model holds its weights and modules, beside the places at which a layer can be replaced."""
+
+    def __init__(self, model: nn.Module) -> None:
+        modules = list(model.modules())
+        parameters = [p for module in modules for p in module._parameters.values() if p is not None]
+        self.owners = Counter(id(p) for p in parameters)
+        self.memory = Counter(_memory(p) for p in {id(p): p for p in parameters}.values())
+        kept = (each for module in modules for name, value in vars(module).items() if name not in _OWN
+                for each in _held(value))  # fmt: skip
+        self.kept = {id(each) for each in kept}
+
+
+def obstacle(module: nn.Module, uses: Uses) -> str:
+    """Why a layer can't be decomposed; empty when it can."""
+    if not isinstance(module, nn.Conv2d | nn.Linear):
+        return f"a {type(module).__name__}: only Conv2d and Linear are decomposed"
+    kind = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear
+    own = [f for f in ("forward", "_conv_forward") if getattr(type(module), f, None) is not getattr(kind, f, None)]
+    if own or "forward" in vars(module):
+        return f"{type(module).__name__} has a forward of its own"
+    if isinstance(module, nn.Conv2d) and module.groups != 1:
+        return f"a grouped convolution (groups={module.groups})"
+    if module._parameters.get("weight") is None or "bias" not in module._parameters:
+        return "its weight or bias is parametrised"
+    weight = module.weight
+    if isinstance(weight, nn.UninitializedParameter):
+        return "it is lazy: run the model once first"
+    if not weight.is_floating_point():
+        return f"its weight is {weight.dtype}"
+    if uses.owners[id(weight)] > 1 or uses.memory[_memory(weight)] > 1:
+        return "its weight is tied to another module's"
+    if any(getattr(module, name) for name in _HOOKS):
+        return "it carries hooks"
+    if weight._backward_hooks or weight._post_accumulate_grad_hooks:
+        return "its weight carries hooks"
+    if id(module) in uses.kept or id(weight) in uses.kept:
+        return "a module keeps it in a list or an attribute too, and would go on with the dense layer"
+    return ""
+
+
+def _memory(parameter: Tensor) -> object:
+    """The same for two parameters that begin at one place in memory; of its own for one that has none there."""
+    if parameter.is_meta or isinstance(parameter, nn.UninitializedParameter) or not parameter.numel():
+        return id(parameter)
+    return parameter.device, parameter.data_ptr()
+
+
+def _held(value: object, depth: int = 4) -> Iterator[object]:
+    """The modules and parameters in a plain attribute: itself, or in lists, tuples, sets, dicts and bound methods."""
+    if isinstance(value, nn.Module | nn.Parameter):
+        yield value
+    elif ismethod(value):
+        yield from _held(value.__self__, depth)
+    elif isinstance(value, list | tuple | set | dict) and depth:
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _held(each, depth - 1)

@@ -1,0 +1,106 @@
+"""Layers that are used otherwise than by being called: followed, or named with the reason."""
+
+import types
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrizations, spectral_norm, weight_norm
+
+from splore.design.decompose import Design, decompose
+
+
+class Keeper(nn.Module):
+    """Has a layer `a` as others do, and a second hold of it that a replacement would miss."""
+
+    def __init__(self, keep):
+        super().__init__()
+        self.a, self.b = nn.Linear(20, 20), nn.Linear(20, 20)
+        keep(self)
+
+    def forward(self, x):
+        return self.b(self.a(x))
+
+
+KEEPERS = {
+    "a list": lambda m: setattr(m, "layers", [m.a]),
+    "a dict of tuples": lambda m: setattr(m, "layers", {"first": (m.a, 1)}),
+    "a bare attribute": lambda m: object.__setattr__(m, "again", m.a),
+    "a bound method": lambda m: setattr(m, "call", m.a.forward),
+    "its weight in a list": lambda m: setattr(m, "weights", [m.a.weight]),
+}
+
+
+@pytest.mark.parametrize("keep", KEEPERS.values(), ids=KEEPERS)
+def test_a_layer_that_is_kept_elsewhere_stays_dense_and_is_named(keep):
+    model = Keeper(keep)
+    summary = decompose(model, Design(rank=2))
+    assert list(summary.ranks) == ["b"] and "in a list or an attribute too" in summary.dense["a"]
+    assert type(model.a) is nn.Linear
+
+
+def shared_memory(model):
+    model[0].weight.data = model[1].weight.data
+
+
+def hook_on_the_weight(model):
+    model[0].weight.register_hook(lambda gradient: 2 * gradient)
+
+
+def late_hook_on_the_weight(model):
+    model[0].weight.register_post_accumulate_grad_hook(lambda p: None)
+
+
+def state_hook(model):
+    model[0].register_state_dict_post_hook(lambda module, state, prefix, metadata: None)
+
+
+def forward_of_the_instance(model):
+    model[0].forward = types.MethodType(lambda self, x: F.linear(x, self.weight).relu(), model[0])
+
+
+SPECIAL = {
+    "tied": (shared_memory, {"0", "1"}),
+    "weight carries hooks": (hook_on_the_weight, {"0"}),
+    "weight carries hooks ": (late_hook_on_the_weight, {"0"}),
+    "it carries hooks": (state_hook, {"0"}),
+    "a forward of its own": (forward_of_the_instance, {"0"}),
+    "parametrised": (lambda m: weight_norm(m[0]), {"0"}),
+    "parametrised ": (lambda m: spectral_norm(m[0]), {"0"}),
+    " parametrised": (lambda m: parametrizations.spectral_norm(m[0]), {"0"}),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("reason", SPECIAL)
+def test_what_is_special_about_a_layer_is_said_and_it_stays_dense(reason):
+    make, names = SPECIAL[reason]
+    model = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 20), nn.Linear(20, 20))
+    make(model)
+    x = torch.randn(3, 20)
+    wanted = model.eval()(x)
+    summary = decompose(model, Design(rank=2))
+    assert set(summary.dense) == names and all(reason.strip() in text for text in summary.dense.values())
+    assert "2" in summary.ranks
+    torch.testing.assert_close(model(x), wanted)
+
+
+OTHERS = {
+    "Conv1d": nn.Conv1d(4, 8, 3),
+    "Conv3d": nn.Conv3d(4, 8, 3),
+    "ConvTranspose2d": nn.ConvTranspose2d(4, 8, 3),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_convolutions_of_other_kinds_are_named_unless_left_out_by_the_user(kind):
+    def net():
+        return nn.ModuleDict({"odd": OTHERS[kind], "fc": nn.Linear(20, 20)})
+
+    summary = decompose(net(), Design(rank=2))
+    assert summary.dense == {"odd": f"a {kind}: only Conv2d and Linear are decomposed"} and "odd" in str(summary)
+    assert not decompose(net(), Design(rank=2, exclude=("odd",))).dense
+    assert not decompose(net(), Design(rank=2, include=("fc",))).dense
+    with pytest.raises(ValueError, match=f"every selected layer stays dense .odd: a {kind}"):
+        decompose(net(), Design(rank=2, include=(kind,)))
