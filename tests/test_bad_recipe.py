@@ -98,7 +98,7 @@ def test_values_that_no_run_can_have(option, said, tmp_path):
         ("data.name=folder", "root"),
     ],
 )
-def test_wishes_that_cannot_be_met_are_found_before_any_training(option, said, tmp_path):
+def test_what_cannot_be_met_is_found_before_any_training(option, said, tmp_path):
     splore(*RUN, f"--{option}", folder=tmp_path).refused(said)
     assert nothing_written(tmp_path)
 

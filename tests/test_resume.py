@@ -185,9 +185,21 @@ def test_another_recipe_is_refused_with_the_keys_that_changed(interrupted, tmp_p
     done.refused("seed is 0 there and 3 here", "train.lr is 0.1 there and 0.2 here", code=2)
     assert "epochs" not in done.err and "threads" not in done.err
     (out / "recipe.yaml").write_text("cut short: [")
-    splore(*WORDS, "--resume", folder=tmp_path).refused("the recipe of the run", "not YAML", code=2)
+    splore(*WORDS, "--resume", folder=tmp_path).refused("out/recipe.yaml", "not YAML", code=2)
     (out / "recipe.yaml").write_bytes(before["recipe.yaml"])
     assert contents(out) == before
+
+
+def test_what_it_was_given_need_not_be_given_again(interrupted, undisturbed, tmp_path):
+    """Not even where the defaults have become others since, or there were keys fewer."""
+    out = shutil.copytree(interrupted, tmp_path / "out")
+    stored = (out / "recipe.yaml").read_text()
+    assert "  density: 1.0\n" in stored and "  temperature: 4.0\n" in stored
+    older = stored.replace("  density: 1.0\n", "  density: 0.5\n").replace("  temperature: 4.0\n", "")
+    (out / "recipe.yaml").write_text(older)
+    done = splore("run", "--out=out", "--resume", folder=tmp_path)
+    assert done.code == 0 and "going on in stage train" in done.out, done
+    assert_same(out, undisturbed)
 
 
 def test_it_may_be_resumed_on_other_hardware(interrupted, tmp_path):

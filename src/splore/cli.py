@@ -11,6 +11,7 @@ from splore import commands
 from splore.commands import Misuse
 from splore.failures import exit_code, explained
 from splore.names import nearest
+from splore.runs.folder import RECIPE
 
 if TYPE_CHECKING:
     from splore.runs.recipe import Recipe
@@ -168,7 +169,9 @@ def _sweep(words: list[str]) -> int:
 def _add_folder(parser: _Parser) -> None:
     """Adds what runs and sweeps share: where they write, whether they go on, and the seeds."""
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for everything that the run writes")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue the run in --out, by its recipe, from its last checkpoint"
+    )
     parser.add_argument(
         "--seeds",
         type=_or_recipe(int),
@@ -208,7 +211,10 @@ def _with_recipe(parser: _Parser, words: list[str]) -> tuple[argparse.Namespace,
             setattr(values, name, [each for each in value if not isinstance(each, Path)])
     if len(recipes) > 1:
         raise Misuse(f"expected one recipe, found {' and '.join(recipes)}")
-    return values, load_recipe(next(iter(recipes), None), values.overrides)
+    # What a run that is gone on with was given, it need not be given again; nor does a later default count.
+    stored = [values.out / RECIPE] if values.resume and values.out and (values.out / RECIPE).exists() else []
+    files = [f"--config={file}" for file in (*stored, *recipes)]
+    return values, load_recipe(overrides=[*files, *values.overrides])
 
 
 def _or_recipe(kind: Callable[[str], T]) -> Callable[[str], T | Path]:

@@ -196,8 +196,8 @@ class Recipe:
 
 def design_of(recipe: Recipe) -> Design:
     """Stage a of a recipe. Low rank alone meets the budget of the cut by its ranks, so that methods compare."""
-    wish = recipe.design
-    rank = wish.rank
+    design = recipe.design
+    rank = design.rank
     if recipe.method == "sparse":
         rank = 0
     elif recipe.method == "low-rank" and recipe.cut.params is not None:
@@ -205,11 +205,11 @@ def design_of(recipe: Recipe) -> Design:
     return Design(
         rank=rank,
         sparse=recipe.method != "low-rank",
-        scheme=Scheme(wish.scheme),
-        include=tuple(wish.include),
-        exclude=tuple(wish.exclude),
-        start="trained" if recipe.pretrained else wish.start,
-        density=wish.density,
+        scheme=Scheme(design.scheme),
+        include=tuple(design.include),
+        exclude=tuple(design.exclude),
+        start="trained" if recipe.pretrained else design.start,
+        density=design.density,
     )
 
 
