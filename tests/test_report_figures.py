@@ -180,6 +180,18 @@ def test_what_is_missing_is_left_out_with_a_line_and_the_rest_is_there(out, tmp_
     assert "The run&#39;s folder has no net." in text and "accuracy on the test images" in text
 
 
+def test_figures_that_are_no_numbers_are_not_drawn(out, tmp_path):
+    shutil.copytree(out, tmp_path / "run")
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    first = next(line for line in lines if line.get("stage") == "dense")
+    first["test_loss"] = float("nan")
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = write([tmp_path / "run"], tmp_path / "page.html").read_text()
+    charts = json.loads(text.partition('id="charts">')[2].partition("</script>")[0], parse_constant=pytest.fail)
+    drawn = [len(charts[f"r0-curves-{number}"]["layer"][2]["data"]["values"]) for number in (0, 1)]
+    assert drawn == [8, 7]
+
+
 @pytest.mark.parametrize("method", ["dense", "low-rank", "sparse"])
 def test_every_method_has_a_report(method, tmp_path):
     words = [word for word in TINY if not word.startswith("--cut.params")]

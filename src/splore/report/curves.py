@@ -1,5 +1,6 @@
 """The curves of a run: accuracy, loss and parameters kept over the epochs, the stages marked."""
 
+import math
 from dataclasses import dataclass
 
 from splore.report.chart import AUTOSIZE, LEGEND, METHODS, Chart, coloured
@@ -89,6 +90,7 @@ def _marks(run: RunFolder) -> list[dict]:
 
 
 def _chart(figure: _Figure, rows: list[dict], ends: list[dict], stages: list[dict], series: list[str]) -> Chart:
+    rows, ends = _drawn(rows, figure), _drawn(ends, figure)
     x: Chart = {"field": "epoch", "type": "quantitative", "title": "epoch", "scale": {"nice": False}}
     x["axis"] = {"grid": False, "tickCount": 8, "format": "d", "labelFlush": True}
     y: Chart = {
@@ -148,3 +150,13 @@ def _chart(figure: _Figure, rows: list[dict], ends: list[dict], stages: list[dic
             },
         ],
     }
+
+
+def _drawn(rows: list[dict], figure: _Figure) -> list[dict]:
+    """What of the rows is drawn: this figure alone, where it is a number that its axis has."""
+    least = 0.0 if figure.log else -math.inf
+    return [
+        {key: row[key] for key in ("epoch", "series", "stage", figure.key)}
+        for row in rows
+        if least < row[figure.key] < math.inf
+    ]

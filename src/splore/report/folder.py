@@ -55,7 +55,7 @@ class RunFolder:
             return open_data(
                 config["name"], config["root"], config["batch_size"], 0, device, workers=config.get("workers")
             )
-        except (ValueError, OSError, ImportError) as error:
+        except (ValueError, OSError, ImportError, RuntimeError) as error:  # the last: a full memory
             raise LeftOut(f"The images are not at hand: {error}.") from error
 
     @property
@@ -96,11 +96,11 @@ def open_runs(paths: Sequence[str | os.PathLike], own_code: bool = False) -> lis
         FileNotFoundError: there is no such folder, or no run in it.
         ValueError: a run is unfinished, or its files are damaged.
     """
-    folders = list(dict.fromkeys(folder for path in paths for folder in _folders(Path(path))))
+    folders = list(dict.fromkeys(folder for path in paths for folder in _folders(Path(path).resolve())))
     if not folders:
         raise ValueError("expected at least one run, found none: name a run's folder")
-    parent = Path(os.path.commonpath([folder.absolute().parent for folder in folders]))
-    return [_open(folder, str(folder.absolute().relative_to(parent)), own_code) for folder in folders]
+    parent = Path(os.path.commonpath([folder.parent for folder in folders]))
+    return [_open(folder, str(folder.relative_to(parent)), own_code) for folder in folders]
 
 
 def _folders(path: Path) -> list[Path]:

@@ -91,13 +91,17 @@ def find_mistakes(run: RunFolder) -> Mistakes:
 
 
 def _some(test: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches that are looked at. Raises LeftOut where an image can't be read."""
     steps = len(test)
-    if test.samples <= IMAGES:
-        yield from test.epoch(0)
-        return
     wanted = max(IMAGES * steps // test.samples, 1)
-    for number in range(wanted):
-        yield next(iter(test.epoch(0, start=number * steps // wanted)))
+    try:
+        if test.samples <= IMAGES:
+            yield from test.epoch(0)
+        else:
+            for number in range(wanted):
+                yield next(iter(test.epoch(0, start=number * steps // wanted)))
+    except (ValueError, OSError) as error:
+        raise LeftOut(f"The images can't be read: {error}.") from error
 
 
 def _edge(x: Tensor, edge: Callable[[Tensor, tuple[int, ...]], Tensor]) -> Tensor:

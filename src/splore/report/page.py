@@ -36,7 +36,7 @@ def render(runs: Sequence[RunFolder], time: bool) -> str:
         fronts=fronts,
         untimed="" if time else UNTIMED,
         css=Markup((HERE / "page.css").read_text(encoding="utf-8")),
-        charts=Markup(json.dumps(_charts(sections, fronts)).replace("<", "\\u003c")),
+        charts=Markup(json.dumps(_charts(sections, fronts), allow_nan=False).replace("<", "\\u003c")),
         bundle=Markup(scripts),
         script=Markup((HERE / "page.js").read_text(encoding="utf-8")),
     )
