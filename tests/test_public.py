@@ -6,6 +6,7 @@ import sys
 import pytest
 
 import splore
+from splore import vision
 
 NAMES = [
     "Budget",
@@ -60,8 +61,15 @@ def test_each_exported_name_is_there_and_documented(name):
 
 
 def test_an_unknown_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="no attribute 'compress'"):
-        splore.compress  # noqa: B018
+    for module in (splore, vision):
+        with pytest.raises(AttributeError, match="no attribute 'compress'"):
+            module.compress  # noqa: B018
+
+
+def test_example_nets_and_data_sets_are_these_names_alone():
+    names = ["NETS", "Augment", "Batches", "Data", "Origin", "build", "open_data", "rebuild", "usual_image"]
+    assert vision.__all__ == names and all(getattr(vision, name) is not None for name in names)
+    assert vision.build is splore.build
 
 
 def test_the_package_is_imported_without_torch_or_anything_else_heavy():

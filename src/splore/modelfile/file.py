@@ -89,11 +89,6 @@ def read_structure(path: str | os.PathLike) -> Structure:
     return _read(path)[0]
 
 
-def file_bytes(model: nn.Module) -> int:
-    """Bytes of the file that `save` would write."""
-    return sum(len(part) for part in _serialised(model, None))
-
-
 def dense_bytes(model: nn.Module) -> int:
     """Bytes of a plain safetensors file of the dense network that `model` stands for."""
     structure, tensors = to_tensors(_plain(model))
