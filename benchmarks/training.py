@@ -68,10 +68,7 @@ def stepper(variant: str, model: nn.Module, x: Tensor, y: Tensor, dtype: torch.d
     groups = splore.parameter_groups(model, 5e-4)
     optimizer = torch.optim.SGD(groups, lr=1e-3, momentum=0.9, nesterov=True)
     if variant == "ours":
-        l1, decay = splore.L1(model, 1e-3), splore.FrobeniusDecay(model, 5e-4)
-        optimizer.register_step_pre_hook(lambda *_: decay.add_gradients())
-        optimizer.register_step_post_hook(lambda *_: l1.shrink(1e-2))
-        splore.hold_masks(model, optimizer)
+        splore.attach(model, optimizer, l1=1e-3, frobenius=5e-4)
 
     def step() -> None:
         with torch.autocast(x.device.type, dtype=dtype, enabled=dtype != torch.float32):

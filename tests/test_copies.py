@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from command import Process
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
@@ -133,15 +134,39 @@ def test_the_masks_go_where_the_parameters_go_and_are_part_of_the_state():
         other.load_state_dict(state | {"0.mask": torch.ones(1, 2, dtype=torch.bool)})
 
 
-def alone(tmp_path):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+def meet(folder, rank=0, size=1):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
+
+
+def holds_the_masks_of_the_first(rank, folder):
+    """What each of two processes finds that have cut other entries before DDP made their weights equal."""
+    meet(folder, rank, 2)
+    torch.manual_seed(rank)
+    model = decomposed()
+    before = [layer.mask.clone() for layer in decomposed_layers(model).values()]
+    train(nn.parallel.DistributedDataParallel(model))
+    for layer, mask in zip(decomposed_layers(model).values(), before, strict=True):
+        assert torch.equal(layer.mask, mask) == (rank == 0) and not layer.S[~layer.mask].any()
+    states: list = [None, None]
+    torch.distributed.all_gather_object(states, model.state_dict())
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_hold_the_masks_of_the_first(tmp_path):
+    processes = [Process(target=holds_the_masks_of_the_first, args=(rank, tmp_path)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
 
 
 def test_ddp_is_seen_through_and_shards_are_refused(tmp_path):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    alone(tmp_path)
+    meet(tmp_path)
     try:
         model = decomposed()
         train(nn.parallel.DistributedDataParallel(model))

@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
-from nets import partly_decomposed
+from nets import low_rank_plus_sparse, partly_decomposed
 from torch import nn
 
+from splore.design.decompose import Design, decompose
 from splore.design.layers import LowRankSparseLinear, decomposed_layers
 from splore.postprocess.prune import energy_share, lamp, magnitude, prune, relative
 from splore.postprocess.rank_cut import cut_ranks, share_budget
@@ -201,3 +202,19 @@ def test_budgets_that_cannot_be_shared_are_refused():
     model = nn.Sequential(LowRankSparseLinear(nn.Linear(9, 9), 2, sparse=False))
     with pytest.raises(ValueError, match="no sparse part"):
         share_budget(model, params=0.9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale", [0.1, 1e-4])
+def test_half_precision_loses_no_ranks(dtype, scale):
+    torch.manual_seed(0)
+    ranks = {}
+    matrices = [scale * low_rank_plus_sparse(*shape, 4, 0.02) for shape in ((128, 64), (64, 128), (40, 64))]
+    for kind in (torch.float64, dtype):
+        model = nn.Sequential(*(nn.Linear(k, m, bias=False, dtype=kind) for m, k in map(torch.Tensor.size, matrices)))
+        for layer, matrix in zip(model, matrices, strict=True):
+            layer.weight.data.copy_(matrix)
+        decompose(model, Design(rank=6))
+        cut = cut_ranks(copy.deepcopy(model), 0.99)
+        ranks[kind] = cut, share_budget(model, 0.3)
+    assert ranks[dtype] == ranks[torch.float64] and all(ranks[dtype][1].values())

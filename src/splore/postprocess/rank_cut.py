@@ -39,12 +39,13 @@ def _cheapest(W: Tensor, mask: Tensor, spectrum: Spectrum, cost: float) -> int:
     That is sum of min((W - L_r)^2, cost) where S may be, sum of (W - L_r)^2 where it may not, and cost r (m + k).
     """
     A, B, energies = spectrum
-    rest, step = W.clone(), cost * sum(W.shape)
+    rest = W.to(torch.promote_types(W.dtype, torch.float32), copy=True)  # squares of half precision underflow
+    step = cost * sum(W.shape)
     best, least = 0, _lost(rest, mask, cost)
     for r in range(len(energies)):
         if step * (r + 1) >= least:
             break
-        rest.addr_(A[:, r].to(W), B[r].to(W), alpha=-1)
+        rest.addr_(A[:, r].to(rest), B[r].to(rest), alpha=-1)
         loss = _lost(rest, mask, cost) + step * (r + 1)
         if loss < least:
             best, least = r + 1, loss
@@ -135,7 +136,8 @@ def _ranks_within(
 ) -> dict[str, int]:
     """The ranks at the costs of entries for which ranks and entries together take the budget."""
     values = {name: scores_within(name, x, x.mask, score).sort(descending=True).values for name, x in layers.items()}
-    squares = {name: x.S.detach()[x.mask].square().sort(descending=True).values for name, x in layers.items()}
+    entries_of = {name: x.S.detach()[x.mask].double() for name, x in layers.items()}
+    squares = {name: entries.square().sort(descending=True).values for name, entries in entries_of.items()}
     ordered = torch.cat(list(values.values())).sort(descending=True).values
     real = [values[name] for name, mask in masks.items() if mask.any()]  # the others' entries set a cost, and are none
 
