@@ -1,5 +1,6 @@
 """What README.md and docs/ show is so: code runs, links lead somewhere, commands parse, tables come from the JSON."""
 
+import json
 import os
 import re
 import shlex
@@ -14,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))]
 VERSION = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+HEADLINES = ("engine", "training", "cifar10-resnet20-cpu")
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 
@@ -63,6 +65,26 @@ def test_the_tables_of_the_readme_are_those_of_the_json():
     import readme
 
     assert README.read_text() == readme.with_tables(README.read_text()), "make docs writes them anew"
+
+
+def test_the_headlines_are_those_of_the_json():
+    results = {name: json.loads((ROOT / f"benchmarks/results/{name}.json").read_text()) for name in HEADLINES}
+    fast = [row for row in results["engine"] if (row["net"], row["batch"]) == ("vgg19", 32)]
+    speedup = next(row["speedup"] for row in fast if "family 26" in row["hardware"]["cpu"])
+    run = results["cifar10-resnet20-cpu"]
+    dense, ours = (run["stages"][place] for place in (0, -1))
+    step = next(
+        row["step_ratio"] for row in results["training"] if row["net"] == "vgg19" and "Xeon" in row["hardware"]["cpu"]
+    )
+    lost = dense["accuracy"] - ours["accuracy"]
+    text = " ".join(README.read_text().split())
+    for headline in (
+        f"**{speedup:.1f}x faster**",
+        f"**{ours['params_kept']:.0%} of the parameters, {lost:.1f} points lost**".replace("%", " %"),
+        f"{dense['accuracy']:.2f} → {ours['accuracy']:.2f} %",
+        f"**{step:.2f}x the time**",
+    ):
+        assert headline in text
 
 
 def test_the_tables_of_the_results_are_those_of_the_json():
