@@ -133,12 +133,50 @@ def test_any_batch_and_both_kinds_of_arrays():
         (np.zeros((1, 3, 16, 16)), "found float64"),
         (torch.zeros(1, 3, 16, 16).half(), "found torch.float16"),
         ([[0.0]], "a NumPy array or a torch tensor, found list"),
+        (np.float32(0), "found float32"),
+        (np.zeros((), np.float32), r"found float32 of shape \(\)"),
+        (torch.zeros(()), r"found torch.float32 of shape \(\)"),
+        (np.zeros((1, 3, 16, 16), ">f4"), "found >f4"),
+        (np.zeros((1, 3, 16, 16), object), "found object"),
+        (np.ma.zeros((1, 3, 16, 16), np.float32), "found MaskedArray"),
+        (torch.zeros(1, 3, 16, 16, device="meta"), "on the CPU, found one of torch.strided on meta"),
+        (torch.zeros(1, 3, 16, 16).to_sparse(), "a dense tensor on the CPU, found one of torch.sparse_coo"),
+        (torch.zeros(1, 3, 16, 16, dtype=torch.complex64), "found torch.complex64"),
+        (None, "found NoneType"),
     ],
 )  # fmt: skip
 def test_other_inputs_are_refused(x, message):
     engine = engine_of(small_net(), torch.randn(1, 3, 16, 16))
     with pytest.raises(ValueError, match=message):
         engine(x)
+
+
+def test_inputs_of_every_odd_kind():
+    """Whatever holds float32 numbers of the right shape, however it lies in memory."""
+    engine = engine_of(Tail().eval(), torch.randn(1, 3, 16, 16))
+    x = np.random.default_rng(0).standard_normal((4, 3, 16, 16)).astype(np.float32)
+    wide = np.zeros((4, 3, 32, 33), np.float32)
+    wide[:, :, ::2, 1:17] = x
+    unaligned = np.frombuffer(b"\0" + x.tobytes(), np.uint8)[1:].view(np.float32).reshape(x.shape)
+    backwards = np.ascontiguousarray(x[::-1, :, :, ::-1])[::-1, :, :, ::-1]
+    frozen = x.copy()
+    frozen.flags.writeable = False
+    t = torch.from_numpy(x)
+    negative = torch.complex(t, -t).conj().imag
+    assert negative.is_neg()
+    kinds = [
+        backwards, wide[:, :, ::2, 1:17], unaligned, frozen, np.asfortranarray(x), x.view(np.memmap),
+        t.clone().requires_grad_(), nn.Parameter(t), t.to(memory_format=torch.channels_last), negative,
+        torch.from_numpy(wide)[:, :, ::2, 1:17], t.clone().requires_grad_() * 1,
+    ]  # fmt: skip
+    expected = engine(x)
+    for kind in kinds:
+        y = engine(kind)
+        assert type(y) is (torch.Tensor if isinstance(kind, torch.Tensor) else np.ndarray)
+        assert not isinstance(y, torch.Tensor) or not y.requires_grad
+        np.testing.assert_allclose(np.asarray(y), expected, rtol=1e-5, atol=1e-6)
+    for empty in (x[:0], t[:0]):
+        assert tuple(engine(empty).shape) == (0, 10)
 
 
 def test_without_the_library_the_reference_runs(monkeypatch):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from test_capture import decomposed, lively
-from test_engine import engine_of, expect_close, small_net
+from test_engine import Tail, engine_of, expect_close, small_net
 from torch import nn
 
 from splore.engine import program_segment
@@ -85,6 +85,40 @@ def test_one_operator_for_torch():
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), expected)
     torch.library.opcheck(torch.ops.splore.engine.default, (x, module.handle, [10]))
+
+
+def test_a_handle_is_the_content_of_an_engine(tmp_path):
+    x = torch.randn(1, 3, 16, 16)
+    engines = [engine_of(small_net(seed), x) for seed in (0, 1)] + [engine_of(Tail().eval(), x)]
+    modules = [engine.as_module() for engine in engines]
+    assert len({module.handle for module in modules}) == 3
+    assert engine_of(Tail().eval(), x).as_module().handle == modules[2].handle
+    engines[0].save(tmp_path / "net.splore")
+    handle, expected = modules[0].handle, modules[0](x)
+    del engines, modules
+    with pytest.raises(RuntimeError, match="an engine that is not here"):
+        torch.ops.splore.engine(x, handle, [10])
+    again = Engine.load(tmp_path / "net.splore").as_module()  # as another process would
+    assert again.handle == handle
+    torch.testing.assert_close(torch.ops.splore.engine(x, handle, [10]), expected)
+
+
+class Permuted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sin(self.conv(x)).permute(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("model", [Permuted().eval(), nn.Identity().eval()])
+def test_a_result_that_lies_otherwise_in_memory_under_torch_compile(model):
+    x = torch.randn(2, 3, 8, 8)
+    module = engine_of(model, x).as_module()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)
+    torch.library.opcheck(torch.ops.splore.engine.default, (x, module.handle, list(module.engine.output)))
 
 
 def test_an_operator_whose_engine_is_gone():

@@ -1,6 +1,6 @@
 """A part of a captured model that stays in torch."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,12 +17,19 @@ class TorchSegment:
     `reasons` says why it is no program, by operator.
     """
 
-    graph: nn.Module
+    graph: fx.GraphModule
     reasons: Mapping[str, str]
 
     @torch.no_grad()
     def __call__(self, *values: Tensor) -> tuple[Tensor, ...]:
         return self.graph(*values)
+
+    def digest(self, update: Callable[[bytes], object]) -> None:
+        """Tells all that decides what it gives: its operators and its constants."""
+        update(str(self.graph.graph).encode())
+        for name, tensor in self.graph.state_dict().items():
+            update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
 
     @classmethod
     def of(cls, piece: Piece, model: Exported) -> "TorchSegment":

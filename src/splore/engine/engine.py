@@ -11,7 +11,7 @@ This module imports no torch; only `splore.compile` and `Engine.as_module` do.
 import os
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
@@ -34,6 +34,10 @@ class TorchSegment(Protocol):
 
     @property
     def reasons(self) -> Mapping[str, str]: ...
+
+    def digest(self, update: "Callable[[bytes], object]") -> None:
+        """Tells all that decides what it gives."""
+        ...
 
     def __call__(self, *values: "Tensor") -> "Sequence[Tensor]":
         """What this part gives for the values that it reads."""
@@ -91,16 +95,16 @@ class Engine:
         """The result (N, ...) for a batch (N, ...) of float32, without gradients. ValueError for any other input."""
         torch: Any = sys.modules.get("torch")
         is_tensor = torch is not None and isinstance(x, torch.Tensor)
-        if not is_tensor and not isinstance(x, np.ndarray):
+        if not is_tensor and (not isinstance(x, np.ndarray) or isinstance(x, np.ma.MaskedArray)):
             raise ValueError(f"expected a NumPy array or a torch tensor, found {type(x).__name__}")
         is_float = x.dtype == (torch.float32 if is_tensor else np.float32)
         if not is_float or x.ndim != len(self.input) + 1 or tuple(x.shape[1:]) != self.input:
             expected = ", ".join(map(str, ("N", *self.input)))
             raise ValueError(f"expected float32 of shape ({expected}), found {x.dtype} of shape {tuple(x.shape)}")
-        if is_tensor and x.device.type != "cpu":
-            raise ValueError(f"expected a tensor on the CPU, found one on {x.device}")
+        if is_tensor and (x.device.type != "cpu" or x.layout != torch.strided):
+            raise ValueError(f"expected a dense tensor on the CPU, found one of {x.layout} on {x.device}")
         with self._lock:
-            results = self._run(x.detach().numpy() if is_tensor else x)
+            results = self._run(x.detach().resolve_neg().numpy() if is_tensor else np.asarray(x))
             return self._flow.structure([torch.from_numpy(y) for y in results] if is_tensor else results)
 
     def summary(self) -> str:
