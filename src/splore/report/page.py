@@ -45,13 +45,16 @@ def render(runs: Sequence[RunFolder], time: bool) -> str:
 def _title(runs: Sequence[RunFolder]) -> str:
     """The net and the data of the runs, where they all have the same."""
     nets = list(dict.fromkeys(f"{run.recipe['model']} on {run.recipe['data']['name']}" for run in runs))
-    return nets[0] if len(nets) == 1 else f"{len(runs)} runs"
+    return nets[0] if len(nets) == 1 else f"{len(nets)} nets"
 
 
 def _lead(sections: Sequence[Section]) -> str:
-    if len(sections) > 1:
-        return f"{len(sections)} runs"
-    return sections[0].lead
+    if len(sections) == 1:
+        return sections[0].lead
+    accuracies = sorted((point.accuracy, each.row[0]) for each in sections for point in each.points[:1])
+    if not accuracies:
+        return f"{len(sections)} runs."
+    return f"{len(sections)} runs, with accuracies from {accuracies[0][1]} to {accuracies[-1][1]}."
 
 
 def _charts(sections: Sequence[Section], fronts: dict[str, dict]) -> dict[str, dict]:
