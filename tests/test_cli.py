@@ -23,7 +23,7 @@ from splore.runs.recipe import (
 from splore.runs.recipe_file import load_recipe, recipe_yaml
 
 RECIPE_OPTIONS = [
-    "--model", "--pretrained", "--method", "--baseline", "--seed", "--evaluate_every",
+    "--model", "--pretrained", "--weights", "--method", "--baseline", "--seed", "--evaluate_every",
     "--data.name", "--data.root", "--data.batch_size", "--data.download", "--data.workers",
     "--design.rank", "--design.scheme", "--design.include", "--design.exclude", "--design.start", "--design.density",
     "--train.epochs", "--train.lr", "--train.final_lr", "--train.momentum", "--train.weight_decay",

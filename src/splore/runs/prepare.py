@@ -19,7 +19,7 @@ from splore.design.layers import decomposed_layers
 from splore.forward import evaluating
 from splore.postprocess.prune import entries_within
 from splore.runs.recipe import DataRecipe, HardwareRecipe, Recipe, check, design_of
-from splore.vision import Data, build, open_data
+from splore.vision import Data, build, open_data, read_weights, start_from
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Prepared:
         data: the images, this process's share of each batch.
         model: the net, on the device; decomposed unless the method is dense.
         dense: its dense twin with the same starting values, where one is to be trained.
+        given: the net as it was given, where it starts from trained weights.
         structure: what was decomposed; None where the method is dense.
     """
 
@@ -40,6 +41,7 @@ class Prepared:
     data: Data
     model: nn.Module
     dense: nn.Module | None
+    given: nn.Module | None
     structure: Summary | None
 
     @property
@@ -69,14 +71,19 @@ def prepare(recipe: Recipe, out: Path) -> Prepared:
     layout = torch.channels_last if hardware.channels_last else torch.contiguous_format
     data = open_split(recipe.data, recipe.seed, accelerator, layout)
     torch.manual_seed(recipe.seed)
-    model = build(recipe.model, data.num_classes, data.image_shape[0], recipe.pretrained).to(accelerator.device)
+    published = recipe.pretrained and recipe.weights is None
+    model = build(recipe.model, data.num_classes, data.image_shape[0], published)
+    if recipe.weights is not None:
+        start_from(model, read_weights(recipe.weights), f"the weights in {recipe.weights}")
+    model = model.to(accelerator.device)
     if hardware.channels_last:
         model = model.to(memory_format=torch.channels_last)
     check_outputs(model, data)
     dense = copy.deepcopy(model) if recipe.baseline or recipe.method == "dense" else None
+    given = copy.deepcopy(model) if recipe.trained else None
     structure = decompose(model, design_of(recipe)) if recipe.method != "dense" else None
     _check_budget(recipe, model)
-    return Prepared(recipe, accelerator, data, model, dense, structure)
+    return Prepared(recipe, accelerator, data, model, dense, given, structure)
 
 
 def fetch(images: DataRecipe) -> None:

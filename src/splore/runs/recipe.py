@@ -42,7 +42,7 @@ class DesignRecipe:
         include: layers to decompose: names, globs, re: patterns or class names.
         exclude: layers to leave dense, in the same terms.
         start: from scratch, svd (L and S are parts of the weight that the dense layer draws) or random (A, B and S are
-            drawn apart); trained keeps the weights that the net has, and so does each with pretrained: true.
+            drawn apart); trained keeps the weights that the net has, and so do pretrained and weights.
         density: share of the entries of S that a start from a pre-trained net fills, 0 to 1; below 1 its weights are
             approximated. Training may fill the rest.
     """
@@ -167,6 +167,7 @@ class Recipe:
         model: a net of the zoo (vgg19, preactresnet56, resnet20, ...), torchvision:NAME, timm:NAME or
             package.module:factory.
         pretrained: start from the weights that torchvision or timm offer.
+        weights: start from a state dict of your own instead: a .safetensors file, or one that torch.save wrote.
         method: dense; low-rank (no S; where cut.params is set, ranks are chosen to meet it in place of design.rank);
             sparse (no L); or low-rank+sparse.
         baseline: also train the dense net, for train.epochs + finetune.epochs, to compare with and to distil from.
@@ -182,6 +183,7 @@ class Recipe:
 
     model: str = "digits_cnn"
     pretrained: bool = False
+    weights: str | None = None
     method: Method = "low-rank+sparse"
     baseline: bool = True
     seed: int = 0
@@ -192,6 +194,11 @@ class Recipe:
     cut: CutRecipe = field(default_factory=CutRecipe)
     finetune: FinetuneRecipe = field(default_factory=FinetuneRecipe)
     hardware: HardwareRecipe = field(default_factory=HardwareRecipe)
+
+    @property
+    def trained(self) -> bool:
+        """Whether the net starts from trained weights."""
+        return self.pretrained or self.weights is not None or self.design.start == "trained"
 
 
 def design_of(recipe: Recipe) -> Design:
@@ -208,7 +215,7 @@ def design_of(recipe: Recipe) -> Design:
         scheme=Scheme(design.scheme),
         include=tuple(design.include),
         exclude=tuple(design.exclude),
-        start="trained" if recipe.pretrained else design.start,
+        start="trained" if recipe.trained else design.start,
         density=design.density,
     )
 

@@ -22,6 +22,8 @@ STAGES = ("dense", "train", "finetune", "done")
 """Where a run can be, in order."""
 
 FILES = {
+    "as given": "given.safetensors",
+    "as decomposed": "decomposed.safetensors",
     "dense": "dense.safetensors",
     "after training": "trained.safetensors",
     "after the cut": "cut.safetensors",

@@ -1,5 +1,6 @@
 """One run of the method: the dense baseline, then stages a, b and c, from a recipe to a compressed file."""
 
+import warnings
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -52,6 +53,10 @@ class Run:
         with display, self.stop.listening() if alone else nullcontext():
             if self._resumed:
                 display.say(self.record.origin())
+            if prepared.given is not None and self.record.row("as given") is None:
+                self._row("as given", prepared.given)
+                if prepared.structure is not None:
+                    self._row("as decomposed", model)
             teacher = None if prepared.dense is None else self._dense(prepared.dense)
             if prepared.structure is not None:
                 display.say(str(prepared.structure))
@@ -163,7 +168,12 @@ class Run:
             elif config.params is not None:
                 trained = self.record.row("after training") or {"params_kept": 1.0}
                 goal = cuts.cubic(progress, min(max(trained["params_kept"], config.params), 1.0), config.params)
-                cuts.prune(model, params=goal, score=getattr(cuts, config.score))
+                with warnings.catch_warnings(record=True) as missed:
+                    warnings.simplefilter("always")
+                    cuts.prune(model, params=goal, score=getattr(cuts, config.score))
+                if progress == 1:
+                    for each in missed:
+                        self.display.say(f"cut.params: {each.message}")
         if config.recalibrate_batches:
             batches = (x for x, _ in islice(self.prepared.data.train.epoch(0), config.recalibrate_batches))
             recalibrate(model, batches)

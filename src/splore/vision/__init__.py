@@ -1,6 +1,7 @@
 """Example nets and data sets, of which the method knows nothing. What is named here is all that others use.
 
-Nets by name, those of torchvision and timm, and a user's own: `build`, `rebuild`, `usual_image`, `Origin`, `NETS`.
+Nets by name, those of torchvision and timm, and a user's own: `build`, `rebuild`, `usual_image`, `Origin`, `NETS`,
+`read_weights`, `start_from`.
 Data sets by name, and a user's own: `open_data`, `Data`, `Batches`, `Augment`.
 """
 
@@ -10,16 +11,28 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from splore.vision.data.memory import Augment
     from splore.vision.data.open import Batches, Data, open_data
-    from splore.vision.nets.build import NETS, Origin, build, rebuild, usual_image
+    from splore.vision.nets.build import NETS, Origin, build, read_weights, rebuild, start_from, usual_image
 
 _HOMES = {
     "data.memory": ("Augment",),
     "data.open": ("Batches", "Data", "open_data"),
-    "nets.build": ("NETS", "Origin", "build", "rebuild", "usual_image"),
+    "nets.build": ("NETS", "Origin", "build", "read_weights", "rebuild", "start_from", "usual_image"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = ["NETS", "Augment", "Batches", "Data", "Origin", "build", "open_data", "rebuild", "usual_image"]
+__all__ = [
+    "NETS",
+    "Augment",
+    "Batches",
+    "Data",
+    "Origin",
+    "build",
+    "open_data",
+    "read_weights",
+    "rebuild",
+    "start_from",
+    "usual_image",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -1,11 +1,13 @@
 """Nets by name, and where a net came from."""
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from splore.names import UnknownName, nearest
@@ -139,7 +141,7 @@ def _torchvision(name: str, origin: Origin, pretrained: bool) -> nn.Module:
     if pretrained:
         with _fetching(origin.source):
             trained = models.get_model(name, weights="DEFAULT").state_dict()
-        _start_from(model, trained)
+        start_from(model, trained, "the published weights")
     return model
 
 
@@ -187,14 +189,45 @@ def _factory(origin: Origin, pretrained: bool) -> nn.Module:
     return model
 
 
-def _start_from(model: nn.Module, trained: dict[str, torch.Tensor]) -> None:
-    """Copy the trained tensors into `model`, all but the last layer's where the numbers of classes differ."""
+def start_from(model: nn.Module, trained: Mapping[str, torch.Tensor], what: str) -> None:
+    """Copies trained tensors into `model`, all but the last layer's where the numbers of classes differ.
+
+    Raises:
+        ValueError: they, called `what`, fit less of the model than all but one layer.
+    """
     own = model.state_dict()
     fits = {key: value for key, value in trained.items() if key in own and own[key].shape == value.shape}
     left = {key.rpartition(".")[0] for key in own if key not in fits}
     if len(left) > 1:
-        raise ValueError(f"the published weights fit none of the layers {sorted(left)}; expected all but one to fit")
+        found = f"{', '.join(sorted(left)[:3])}{', ...' if len(left) > 3 else ''}"
+        raise ValueError(f"{what} fit none of {len(left)} layers ({found}); expected all but one to fit")
     model.load_state_dict(fits, strict=False)
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """The state dict in a file, on the CPU: of safetensors, or of torch, read without running what is in it.
+
+    One that lies under `state_dict` or `model` is found, and the `module.` of a parallel training is left out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no state dict.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"there is no file of weights {path}")
+    try:
+        if str(path).endswith(".safetensors"):
+            state: object = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and safetensors have no error in common
+        raise ValueError(f"{path} can't be read as safetensors or as weights of torch: {str(error)[:200]}") from error
+    for key in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not any(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ValueError(f"expected a state dict in {path}, tensors by name, found a {type(state).__name__}")
+    return {str(k).removeprefix("module."): v for k, v in state.items() if isinstance(v, torch.Tensor)}
 
 
 @contextmanager
