@@ -76,7 +76,7 @@ def measure(model: torch.nn.Module, options: argparse.Namespace, batch: int, pee
     """One row: the engine and the peers on one batch size."""
     x = images(options.net, batch, options.size)
     dense = densified(model)[0]
-    expected = run_torch(dense, x.numpy(), options.threads)
+    expected = run_torch(dense, [x.numpy()])[0]
     engine = compile(model, x, options.threads)
     runs: dict[str, Run] = {"engine": engine}
     for peer in peers:

@@ -86,8 +86,8 @@ def _torch(model: nn.Module, layout: torch.memory_format) -> Run:
 
 
 def _faster(runs: list[Run], x: torch.Tensor) -> Run:
-    from splore.engine.program_segment import fastest_ms
+    from splore.engine.program_segment import median_ms
 
     images = x.numpy()
-    times = fastest_ms(*(lambda run=run: run(images) for run in runs))
+    times = median_ms(*(lambda run=run: run(images) for run in runs))
     return runs[times.index(min(times))]

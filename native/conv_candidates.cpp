@@ -31,7 +31,7 @@ std::vector<TileShape> ConvStep::shapes(size_t most, int most_vectors) const {
   for (const TileShape& s : kTiles) {
     if (s.rows * s.columns > most_vectors) continue;
     double outputs;
-    if (layout_.pixels) {
+    if (layout_.planar) {
       if (s.rows > 1 || s.columns > map_.vectors) continue;
       int64_t tiles = (map_.vectors + s.columns - 1) / s.columns;
       if (tiles >= team_) tiles = (tiles + team_ - 1) / team_ * team_;  // some threads have a tile more than others
@@ -64,7 +64,7 @@ int64_t ConvStep::block_for(TileShape s, bool inside, int64_t bytes) const {
   int64_t floats = reach_h * reach_w * layout_.lanes;
   if (inside)
     floats = s.rows * s.columns * layout_.lanes;
-  else if (layout_.pixels)  // a run of the flattened plane, and what the taps reach beyond it
+  else if (layout_.planar)  // a run of the flattened plane, and what the taps reach beyond it
     floats = s.columns * layout_.lanes + std::min(w.kernel_h, (w.kernel_h - 1) * w.dilation_h) * (in_.row + layout_.lanes);
   const int64_t channels = in_.shape.c;
   const int64_t fit = std::max<int64_t>(1, bytes / (floats * 4));
@@ -77,15 +77,15 @@ std::vector<ConvChoice> ConvStep::candidates() const {
   for (const bool gathered : {false, true}) {
     if (!gathered && !readable_in_place()) continue;
     // Gathering pays where reading in place is unaligned.
-    if (gathered && readable_in_place() && (!layout_.pixels || op_.window.taps() == 1)) continue;
+    if (gathered && readable_in_place() && (!layout_.planar || op_.window.taps() == 1)) continue;
     for (const bool pattern : {false, true}) {
       if (pattern && !may_have_patterns()) continue;
       for (const TileShape& s : pattern ? shapes(4, kernels_.pattern_vectors) : shapes(6, kMostVectors)) {
         ConvChoice c;
         c.gathered = gathered, c.pattern = pattern;
         while (kTiles[c.tile].rows != s.rows || kTiles[c.tile].columns != s.columns) c.tile++;
-        const int64_t down = layout_.pixels ? 1 : (map_.shape.h + s.rows - 1) / s.rows;
-        const int64_t across = ((layout_.pixels ? map_.vectors : map_.shape.w) + s.columns - 1) / s.columns,
+        const int64_t down = layout_.planar ? 1 : (map_.shape.h + s.rows - 1) / s.rows;
+        const int64_t across = ((layout_.planar ? map_.vectors : map_.shape.w) + s.columns - 1) / s.columns,
                       tiles = down * across;
         // Few tiles are cut further, into output channels: what comes before S x is then done more than once.
         for (c.parts = 1; c.parts <= team_; c.parts += std::max(1, team_ - 1))
@@ -105,16 +105,16 @@ bool may_stay_inside(const Window& w, const Shape& in, const Shape& out) {
 
 // Whether a tile is the whole map, and the window's taps see its borders.
 bool ConvStep::may_stay_inside(TileShape s) const {
-  return !layout_.pixels && s.rows == map_.shape.h && s.columns == map_.shape.w &&
+  return !layout_.planar && s.rows == map_.shape.h && s.columns == map_.shape.w &&
          splore::may_stay_inside(op_.window, in_.shape, map_.shape);
 }
 
 // It asked for no border; what other readers asked for may be too narrow.
-bool ConvStep::must_stay_inside() const { return !layout_.pixels && splore::may_stay_inside(op_.window, in_.shape, map_.shape); }
+bool ConvStep::must_stay_inside() const { return !layout_.planar && splore::may_stay_inside(op_.window, in_.shape, map_.shape); }
 
 // Whether B can be transformed: neighbouring outputs share the inputs of 3 x 3 windows.
 bool ConvStep::may_transform(TileShape s) const {
-  return !layout_.pixels && op_.weight.rank && op_.groups == 1 && s.columns > 1 && three_by_three(op_.window);
+  return !layout_.planar && op_.weight.rank && op_.groups == 1 && s.columns > 1 && three_by_three(op_.window);
 }
 
 // Whether neighbouring output channels often have entries in the same column.

@@ -2,11 +2,12 @@
 
 #include <algorithm>
 
+#include "arena.h"
+
 namespace splore {
 namespace {
 
 constexpr size_t kLongStream = 1 << 15;  // entries that don't
-constexpr ptrdiff_t kGuard = 256;  // floats around the arena that a gathered run may read over
 
 int32_t checked(ptrdiff_t offset) {
   if (offset > INT32_MAX || offset < INT32_MIN) throw Error("a convolution is too large");
@@ -34,7 +35,7 @@ void ConvStep::write_second(const Storage& storage, const float* scale, const fl
 
 bool ConvStep::readable_in_place() const {
   const Window& w = op_.window;
-  if (!layout_.pixels) return w.stride_h >= 1 && w.stride_w <= 2;
+  if (!layout_.planar) return w.stride_h >= 1 && w.stride_w <= 2;
   const bool same_map = w.stride_h == 1 && w.stride_w == 1 && in_.shape.h == map_.shape.h && in_.shape.w == map_.shape.w;
   return same_map && (layout_.bordered(in_.shape) || w.taps() == 1);
 }
@@ -54,7 +55,7 @@ std::vector<int32_t> ConvStep::offsets_in_place() const {
 void ConvStep::choose(const ConvChoice& choice) {
   choice_ = choice;
   const TileShape shape = kTiles[choice.tile];
-  const bool fits = layout_.pixels ? shape.columns <= map_.vectors : shape.rows <= map_.shape.h && shape.columns <= map_.shape.w;
+  const bool fits = layout_.planar ? shape.columns <= map_.vectors : shape.rows <= map_.shape.h && shape.columns <= map_.shape.w;
   const bool sees = choice.inside ? may_stay_inside(shape) : !must_stay_inside();
   if (!fits || !sees || (choice.winograd && !may_transform(shape))) throw Error("a kernel was chosen that does not fit the map");
   const int tile_floats = shape.rows * shape.columns * layout_.lanes;
@@ -70,10 +71,16 @@ void ConvStep::choose(const ConvChoice& choice) {
   packed_.reset();
   if (choice.dense && folded_.empty()) folded_ = fold(op_);
   if (!choice.dense && !matrix_) matrix_ = std::make_unique<SparseMatrix>(op_, in_.shape.c);
-  packed_ = std::make_unique<PackedConv>(op_, matrix_.get(), folded_.data(), request);
+  packed_ = std::make_shared<PackedConv>(op_, matrix_.get(), folded_.data(), request);
+  bind();
+}
 
+// Points the kernel at the packed weight, and counts the tiles.
+void ConvStep::bind() {
+  const ConvChoice& choice = choice_;
+  const TileShape shape = kTiles[choice.tile];
   const Window& w = op_.window;
-  kernel_ = kernels_.conv[choice.tile][layout_.pixels || choice.gathered ? 0 : w.stride_w - 1];
+  kernel_ = kernels_.conv[choice.tile][layout_.planar || choice.gathered ? 0 : w.stride_w - 1];
   args_ = {};
   args_.n = int32_t(op_.weight.n), args_.act = int32_t(op_.act);
   args_.rank = choice.dense ? 0 : int32_t(op_.weight.rank);
@@ -88,13 +95,13 @@ void ConvStep::choose(const ConvChoice& choice) {
   args_.fetch_output = !pooled_ && map_.size() > kStays;
   args_.fetch_entries = packed_->entries.size() + packed_->words.size() / 2 > kLongStream;
   args_.out_row = pooled_ ? shape.columns * layout_.lanes : map_.row;
-  args_.out_plane = pooled_ ? tile_floats : map_.plane;
+  args_.out_plane = pooled_ ? shape.rows * shape.columns * layout_.lanes : map_.plane;
   if (second) {
     args_.second_scale = second_scale_, args_.second_shift = second_shift_;
     args_.second_row = second->row, args_.second_plane = second->plane;
   }
   if (residual_) args_.residual_row = residual_->row, args_.residual_plane = residual_->plane;
-  if (layout_.pixels) {
+  if (layout_.planar) {
     tiles_down_ = 1;
     tiles_across_ = (map_.vectors + shape.columns - 1) / shape.columns;
   } else {
@@ -107,7 +114,9 @@ void ConvStep::choose(const ConvChoice& choice) {
   }
 }
 
-void ConvStep::settle() {
+void ConvStep::settle(Packings& packings) {
+  packed_ = packings.shared(op, packed_);
+  bind();
   matrix_.reset();
   folded_ = {};
 }
@@ -120,7 +129,7 @@ void ConvStep::prepare_gather() {
   gather_.plane = in_.plane;
   gather_.tap_count = int32_t(w.taps());
   gather_.row = w.stride_h * in_.row, gather_.column = w.stride_w * in_.column;
-  if (!layout_.pixels) {
+  if (!layout_.planar) {
     for (int64_t i = 0; i < w.kernel_h; i++)
       for (int64_t j = 0; j < w.kernel_w; j++)
         gather_taps_.push_back(checked((i * w.dilation_h - w.top) * in_.row + (j * w.dilation_w - w.left) * in_.column));
@@ -167,13 +176,13 @@ void ConvStep::prepare_gather() {
 // The last tile of a row reaches back over the one before: it computes some outputs again rather than too many.
 ConvStep::Place ConvStep::place(int64_t index) const {
   const TileShape shape = kTiles[choice_.tile];
-  if (layout_.pixels) return {0, std::max<int64_t>(0, std::min<int64_t>(index * shape.columns, map_.vectors - shape.columns))};
+  if (layout_.planar) return {0, std::max<int64_t>(0, std::min<int64_t>(index * shape.columns, map_.vectors - shape.columns))};
   return {std::min<int64_t>(index / tiles_across_ * shape.rows, map_.shape.h - shape.rows),
           std::min<int64_t>(index % tiles_across_ * shape.columns, map_.shape.w - shape.columns)};
 }
 
 const float* ConvStep::corner(const Place& at, const float* arena) const {
-  if (!layout_.pixels) return arena + in_.offset + in_.first + at.y * args_.x_row + at.x * op_.window.stride_w * in_.column;
+  if (!layout_.planar) return arena + in_.offset + in_.first + at.y * args_.x_row + at.x * op_.window.stride_w * in_.column;
   return choice_.gathered ? arena + in_.offset : arena + in_.offset + in_.first + at.x * layout_.lanes;
 }
 
@@ -185,7 +194,7 @@ void ConvStep::run(int64_t task, const Run& run, const Scratch& scratch) const {
   tile.x = corner(at, run.arena);
   if (args_.fetch_input && index + 1 < tiles) tile.next = corner(place(index + 1), run.arena);
   ptrdiff_t out_at = at.x * layout_.lanes, residual_at = out_at, second_at = out_at;
-  if (layout_.pixels) {
+  if (layout_.planar) {
     tile.vector = at.x;
     tile.mask = map_.mask + out_at;
   } else {
@@ -209,6 +218,29 @@ void ConvStep::pool_tile(const ConvPart& part, const Place& at, const float* til
   args.out = out->pixels(arena) + part.begin * out->plane + at.y / 2 * out->row + at.x / 2 * out->column;
   args.out_plane = out->plane, args.out_row = out->row;
   kernels_.halve(args);
+}
+
+bool ConvStep::can_fuse_rows(const ConvStep& reader) const {
+  // What the reader writes over must not be what this one still reads, nor what its last tiles, which reach back, write again.
+  const Storage* over = reader.residual_ == &reader.map_ ? reader.residual_ : nullptr;
+  return (&reader.in_ == out || &reader.in_ == second) && !(over && (over == &in_ || over == residual_ || over == out));
+}
+
+void ConvStep::run_tile_row(int64_t row, const Run& run, const Scratch& scratch) const {
+  for (int64_t i = 0; i < tiles_across_; i++) this->run(row * tiles_across_ + i, run, scratch);
+}
+
+// Through its window, and one row for each row as its residual.
+int64_t ConvStep::rows_needed(int64_t tile_row, const ConvStep& maker) const {
+  const Window& w = op_.window;
+  const int64_t last = place(tile_row * tiles_across_).y + kTiles[choice_.tile].rows - 1;
+  const int64_t read = std::min(in_.shape.h, last * w.stride_h + (w.kernel_h - 1) * w.dilation_h - w.top + 1);
+  return residual_ == maker.out ? std::max(read, last + 1) : read;
+}
+
+int64_t ConvStep::rows_made(int64_t tile_row) const {
+  const int64_t rows = place(tile_row * tiles_across_).y + kTiles[choice_.tile].rows;
+  return pooled_ ? rows / 2 : rows;
 }
 
 ScratchSize ConvStep::scratch() const {

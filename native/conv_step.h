@@ -4,8 +4,8 @@
 #include <map>
 #include <optional>
 
+#include "packings.h"
 #include "step.h"
-#include "threads.h"
 #include "weights.h"
 
 namespace splore {
@@ -27,6 +27,7 @@ struct ConvChoice {
 // Whether a 3 x 3 window keeps a map that is one tile: the kernels then know what it sees of the border, and read none.
 bool may_stay_inside(const Window& window, const Shape& in, const Shape& out);
 
+// What it costs and computes is in conv_step.cpp, which kernels are worth timing for it in conv_candidates.cpp.
 class ConvStep : public Step {
  public:
   struct Values {
@@ -35,7 +36,7 @@ class ConvStep : public Step {
     const Storage* residual;
     const Storage* pooled;  // the maxima of 2 x 2 windows of `out` go there, and `out` nowhere; or null
   };
-  // Writes relu(scale y + shift) to `storage` too: the input of a convolution that wants it so.
+  // Fuses a second output, relu(scale y + shift), to `storage`: the input of a convolution that wants it so.
   void write_second(const Storage& storage, const float* scale, const float* shift);
 
   // `team`: the threads that will share the tasks.
@@ -48,27 +49,28 @@ class ConvStep : public Step {
   std::string describe(const ConvChoice& choice) const;
   // Steps with one signature are best served by one choice.
   std::string signature() const;
-  // The choice stands: lets go of what only choosing needed.
-  void settle();
+  // The choice stands: shares its packing with other slices, and lets go of what only choosing needed.
+  void settle(Packings& packings);
 
   int64_t tasks() const override { return tiles_down_ * tiles_across_ * int64_t(packed_->parts.size()); }
   void run(int64_t task, const Run& run, const Scratch& scratch) const override;
   ScratchSize scratch() const override;
-  std::string kernel() const override { return describe(choice_) + (pooled_ ? ", pooled" : "") + (in_turns ? ", in turns" : ""); }
+  std::string kernel() const override {
+    return describe(choice_) + (pooled_ ? ", pooled" : "") + (row_fused ? ", rows fused" : "");
+  }
   int64_t multiply_adds() const override;
-  int64_t packed_bytes() const override { return packed_ ? packed_->bytes() : 0; }
 
-  // In the images layout and a team of one the tasks are rows of tiles, from the top to the bottom. Whether `reader` can take
-  // each row of its tiles as soon as this convolution has made what that reads.
-  bool can_take_turns(const ConvStep& reader) const;
+  // In the batch-interleaved layout and a team of one the tasks are rows of tiles, from the top to the bottom. Whether `reader`
+  // can take each row of its tiles as soon as this convolution has made what that reads.
+  bool can_fuse_rows(const ConvStep& reader) const;
   int64_t tile_rows() const { return tiles_down_; }
   void run_tile_row(int64_t row, const Run& run, const Scratch& scratch) const;
   int64_t rows_needed(int64_t tile_row, const ConvStep& maker) const;  // of what the maker stores, from the top
   int64_t rows_made(int64_t tile_row) const;  // of what is stored, from the top
-  bool in_turns = false;  // with another convolution
+  bool row_fused = false;  // with another convolution
 
  private:
-  // Of a tile's first output: row and column, or in the pixels layout the vector as x.
+  // Of a tile's first output: row and column, or in the planar layout the vector as x.
   struct Place {
     int64_t y, x;
   };
@@ -83,6 +85,7 @@ class ConvStep : public Step {
   bool may_transform(TileShape s) const;
   void add_blocks(ConvChoice c, std::vector<ConvChoice>& list) const;
   int64_t block_for(TileShape shape, bool inside, int64_t bytes) const;
+  void bind();
   void prepare_gather();
   void pool_tile(const ConvPart& part, const Place& at, const float* tile, float* arena) const;
 
@@ -99,7 +102,7 @@ class ConvStep : public Step {
   AlignedVector<float> folded_;
 
   ConvChoice choice_;
-  std::unique_ptr<PackedConv> packed_;
+  std::shared_ptr<const PackedConv> packed_;
   ConvArgs args_{};
   ConvKernel kernel_ = nullptr;
   int64_t tiles_down_ = 1, tiles_across_ = 1;

@@ -1,22 +1,20 @@
-// An engine: a checked program, and the slices that its batches are run in.
+// An engine: a checked program and its plans, for any number of callers at once.
 #pragma once
 
-#include <map>
 #include <memory>
-#include <mutex>
 #include <string>
+#include <vector>
 
-#include "slice.h"
+#include "planner.h"
 
 namespace splore {
 
 class Engine {
  public:
-  Engine(const splore_program& program, const std::string& isa);
-  ~Engine();
+  Engine(const splore_program& program, const std::string& isa, const PlanOptions& options);
 
-  void force(const std::string& kernel);
-  void plan(int64_t batch, int threads);
+  void force(const std::string& kernel) { planner_.force(kernel); }
+  void plan(int64_t batch);
   void run(const float* in, float* out, int64_t batch);
 
   const Shape& output() const { return program_.shapes.back(); }
@@ -24,38 +22,17 @@ class Engine {
   double peak() const;
   int64_t workspace_bytes();
   int64_t packed_bytes();
+  // The plan of the batch that ran last, or was planned last, as JSON.
   std::string table();
 
  private:
-  // How a batch is cut: `alone` slices that each thread runs by itself, the last of them with lanes to spare, then `shared`
-  // ones of full lanes that all threads share, then the rest.
-  struct Cut {
-    int64_t alone = 0, shared = 0;
-    int rest = 0;
-    bool rest_pixels = true;
-  };
-  const Cut& cut(int64_t batch);
-  std::vector<Cut> tails(int64_t images) const;
-  std::vector<SliceKind> kinds(const Cut& cut) const;
-  Slice& slice(const SliceKind& kind);  // until the next call of it
-  double time(const Cut& cut, int64_t images);
-  float* memory(ptrdiff_t floats);
-  void run(const Cut& cut, const float* in, float* out, int64_t batch);
-  void run_shared(const SliceKind& kind, const float* in, float* out, int images);
-  void ready();
+  class Call;
 
   const Program program_;
   const Kernels* kernels_;
-  std::string forced_;
-  int threads_ = 1;
-  int64_t batch_ = 0;  // of the last plan
-  std::map<SliceKind, std::unique_ptr<Slice>> slices_;
-  std::map<int64_t, Cut> cuts_;
-  std::unique_ptr<Team> team_;
-  AlignedVector<float> memory_;
-  int process_;
-  std::unique_ptr<std::mutex> mutex_;
-  friend struct Locked;
+  Planner planner_;
+  int64_t last_batch_ = 0;
+  std::vector<std::unique_ptr<Context>> contexts_;  // that no caller has, under the lock
 };
 
 }  // namespace splore

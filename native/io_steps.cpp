@@ -19,7 +19,7 @@ class InputStep : public Step {
     const int64_t pixels = s.h * s.w;
     const float* in = run.in + c * pixels;
     float* to = out->pixels(run.arena) + c * out->plane;
-    if (layout_.pixels) {
+    if (layout_.planar) {
       std::fill(to, to + out->vectors * layout_.lanes, 0.0f);
       for (int i = 0; i < run.images; i++)
         for (int64_t y = 0; y < s.h; y++) {
@@ -58,7 +58,7 @@ class OutputStep : public Step {
     const int64_t pixels = s.h * s.w;
     const float* from = in_.pixels(run.arena) + c * in_.plane;
     float* to = run.out + c * pixels;
-    if (layout_.pixels) {
+    if (layout_.planar) {
       for (int i = 0; i < run.images; i++)
         for (int64_t y = 0; y < s.h; y++) {
           const float* row = from + i * in_.image + y * in_.row;

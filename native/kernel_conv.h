@@ -2,6 +2,10 @@
 // place; t += B x; y += S x (or y += W x). The last block adds A t, the residual (the bias came first) and applies the activation
 // on the way to the output. Between blocks the sums wait in the worker's scratch.
 //
+// T accumulators, the tile's vectors, stay in registers: a multiply-add takes several cycles and two may start in each, so eight
+// or ten sums must be under way for none to wait for another, and each broadcast weight is used T times, which makes T of
+// T + 2 instructions multiply-adds.
+//
 // A block of input channels is chosen so that its part of the tile stays in the first-level cache, where it is read once for
 // each non-zero.
 #pragma once

@@ -1,4 +1,4 @@
-// Everything that is not a convolution: elementwise maps, pools, and the way into and out of the images layout.
+// Everything that is not a convolution: elementwise maps, pools, and the way into and out of the batch-interleaved layout.
 #pragma once
 
 #include "kernel_vector.h"

@@ -11,15 +11,15 @@ namespace {
 constexpr int kPatternRows = SPLORE_REGISTERS >= 32 ? 4 : 2;
 constexpr int kPatternVectors = SPLORE_REGISTERS >= 32 ? 7 : 6;
 constexpr int kPatterns = 1 << kPatternRows;
-constexpr int kWordLine = 64 / sizeof(Word);
+constexpr int kWordLine = 64 / sizeof(PatternItem);
 
 // Columns of pattern P, whose bit g stands for row g.
 template <int P, int T, class Source>
-SPLORE_INLINE const Word* pattern_columns(const Word* word, int columns, const Source& x, bool fetch,
-                                          Vec (&sum)[kPatternRows][T]) {
+SPLORE_INLINE const PatternItem* pattern_columns(const PatternItem* word, int columns, const Source& x, bool fetch,
+                                                 Vec (&sum)[kPatternRows][T]) {
   constexpr int rows = __builtin_popcount(P);
   if (fetch)
-    for (const Word* line = word; line < word + columns * (1 + rows); line += kWordLine)
+    for (const PatternItem* line = word; line < word + columns * (1 + rows); line += kWordLine)
       __builtin_prefetch(line + 32 * kWordLine, 0, 2);
   for (; columns > 0; columns--) {
     const ptrdiff_t offset = word++->index;
@@ -39,8 +39,8 @@ SPLORE_INLINE const Word* pattern_columns(const Word* word, int columns, const S
 }
 
 template <int P, int T, class Source>
-SPLORE_INLINE const Word* patterns_from(const Word* word, const Word* columns, const Source& x, bool fetch,
-                                        Vec (&sum)[kPatternRows][T]) {
+SPLORE_INLINE const PatternItem* patterns_from(const PatternItem* word, const PatternItem* columns, const Source& x, bool fetch,
+                                               Vec (&sum)[kPatternRows][T]) {
   if constexpr (P < kPatterns) {
     word = pattern_columns<P>(word, columns[P].index, x, fetch, sum);
     word = patterns_from<P + 1>(word, columns, x, fetch, sum);
@@ -51,7 +51,7 @@ SPLORE_INLINE const Word* patterns_from(const Word* word, const Word* columns, c
 template <int R, int C, int STEP>
 SPLORE_INLINE void pattern_rows(const PatternBlock& block, const Corner<R, C, STEP>& x, const Store<R, C>& sink, int rank,
                                 const Corner<R, C, 1>& t, const Ahead& ahead, ptrdiff_t pitch) {
-  const Word* word = block.words;
+  const PatternItem* word = block.words;
   int64_t fetched = 0;
   for (int i = 0; i < block.group_count; i++) {
     for (; fetched * block.group_count < int64_t(i + 1) * ahead.channels; fetched++)

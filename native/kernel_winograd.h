@@ -1,6 +1,6 @@
-// t = B x for a 3 x 3 window of stride 1 in the images layout, after Winograd: two outputs in each direction from four inputs, by
-// 16 multiplications instead of 36 (Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, 2016). B has few rows, so
-// that all of them share the transformed input out of registers, one row of frequencies after the other.
+// t = B x for a 3 x 3 window of stride 1 in the batch-interleaved layout, after Winograd: two outputs in each direction from four
+// inputs, by 16 multiplications instead of 36 (Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, 2016). B has
+// few rows, so that all of them share the transformed input out of registers, one row of frequencies after the other.
 #pragma once
 
 #include "kernel_tile.h"

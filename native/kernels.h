@@ -37,13 +37,13 @@ constexpr bool may_be_inside(int rows, int columns) { return rows == columns && 
 // What the pattern kernel reads of a block, group after group of output channels: the first channel, the number of columns of
 // each pattern, and the columns, each an offset and the values of its rows. In the last block A's columns follow, with
 // offsets into t.
-union Word {
+union PatternItem {
   int32_t index;
   float value;
 };
 
 struct PatternBlock {
-  const Word* words;
+  const PatternItem* words;
   int32_t group_count;
 };
 
@@ -108,7 +108,7 @@ struct ConvTile {
   float* out;             // of channel 0
   float* second;          // null without
   const float* residual;  // null without
-  const int32_t* mask;    // pixels: all ones in the lanes that are pixels; null in the images layout
+  const int32_t* mask;    // pixels: all ones in the lanes that are pixels; null in the batch-interleaved layout
 };
 
 // Memory of one worker.
@@ -125,8 +125,8 @@ struct TileShape {
   int8_t rows, columns;
 };
 
-// The tiles that the kernels are compiled for: output pixels in the images layout, vectors of pixels in the other. The first
-// ones serve both, the next ones a row of vectors only, and the last ones rows of pixels.
+// The tiles that the kernels are compiled for: output pixels in the batch-interleaved layout, vectors of pixels in the other. The
+// first ones serve both, the next ones a row of vectors only, and the last ones rows of pixels.
 // clang-format off
 #define SPLORE_TILES(X) \
   X(1, 1) X(1, 2) X(1, 4) X(1, 7) X(1, 8) X(1, 14) \
@@ -158,7 +158,7 @@ struct MapArgs {
   ptrdiff_t vectors;
 };
 
-// One row of outputs of a pool in the images layout.
+// One row of outputs of a pool in the batch-interleaved layout.
 struct PoolArgs {
   int32_t max;
   const float* x;  // the first window's first pixel
@@ -169,7 +169,7 @@ struct PoolArgs {
   float scale;
 };
 
-// The maxima of 2 x 2 windows of a tile, of all channels, in the images layout.
+// The maxima of 2 x 2 windows of a tile, of all channels, in the batch-interleaved layout.
 struct HalveArgs {
   int64_t channels, rows, columns;  // of the results
   const float* x;
@@ -178,7 +178,7 @@ struct HalveArgs {
   ptrdiff_t out_plane, out_row;
 };
 
-// One row of outputs of a pool in the pixels layout: the window's rows are joined into a line first.
+// One row of outputs of a pool in the planar layout: the window's rows are joined into a line first.
 struct PoolRowArgs {
   int32_t max;
   const float* x;

@@ -32,26 +32,26 @@ Storage Layout::storage(const Shape& shape, const Border& border) {
   Storage s;
   s.shape = shape;
   s.lanes = lanes;
-  const Border wanted = !pixels ? border : bordered(shape) ? borders_[{shape.h, shape.w}] : Border{};
-  const int64_t beside = std::max(wanted.left, wanted.right), between = std::max(wanted.top, wanted.bottom);
-  if (!pixels) {
+  const Border wanted = !planar ? border : bordered(shape) ? borders_[{shape.h, shape.w}] : Border{};
+  const int64_t horizontal = std::max(wanted.left, wanted.right), vertical = std::max(wanted.top, wanted.bottom);
+  if (!planar) {
     s.column = lanes;
     s.image = 1;
-    s.row = (beside + shape.w) * lanes;
-    s.first = between * s.row + beside * lanes;
-    s.plane = spread((between + shape.h) * s.row, lanes);
+    s.row = (horizontal + shape.w) * lanes;
+    s.first = vertical * s.row + horizontal * lanes;
+    s.plane = spread((vertical + shape.h) * s.row, lanes);
     s.tail = s.first;
     expect_size(s);
     return s;
   }
   s.column = 1;
-  s.row = shape.w + beside;
-  s.image = (shape.h + between) * s.row;
-  s.first = round_up(between * s.row + beside, lanes);
+  s.row = shape.w + horizontal;
+  s.image = (shape.h + vertical) * s.row;
+  s.first = round_up(vertical * s.row + horizontal, lanes);
   // The last image's lower border is not part of the vectors, but of what is read beyond them.
   const ptrdiff_t used = (images - 1) * s.image + (shape.h - 1) * s.row + shape.w;
   s.vectors = round_up(used, lanes) / lanes;
-  s.plane = spread(s.first + s.vectors * lanes + round_up(between * s.row + beside, lanes), lanes);
+  s.plane = spread(s.first + s.vectors * lanes + round_up(vertical * s.row + horizontal, lanes), lanes);
   expect_size(s);
   s.mask = mask(s);
   return s;

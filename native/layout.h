@@ -1,14 +1,14 @@
 // Where the numbers of a value lie. There are two layouts, and a slice of the batch runs in one of them.
 //
-// Images layout, for many images: [channel][row][column][lane], one image to a lane. A tap of a convolution is then one
-// aligned vector for all the images at once, whatever the stride.
+// Batch-interleaved layout, for many images: [channel][row][column][lane], one image to a lane. A tap of a convolution is then
+// one aligned vector for all the images at once, whatever the stride.
 //
-// Pixels layout, for few images: one plane of flattened pixels for each channel, neighbouring pixels in neighbouring lanes, so
+// Planar layout, for few images: one plane of flattened pixels for each channel, neighbouring pixels in neighbouring lanes, so
 // that a tap of a convolution that keeps the map's size is the whole plane, shifted. Small maps have no borders at all: they
 // are gathered, and fill the lanes better.
 //
 // The borders are stored zeros. The right border of a row is the left border of the next one, and a plane's lower border is the
-// upper border of the next plane (of the next image, in the pixels layout).
+// upper border of the next plane (of the next image, in the planar layout).
 #pragma once
 
 #include <cstddef>
@@ -27,12 +27,12 @@ struct Storage {
   ptrdiff_t plane = 0;    // floats between channels
   ptrdiff_t row = 0;      // floats between rows
   ptrdiff_t column = 0;   // floats between pixels
-  ptrdiff_t image = 0;    // floats between images: 1 in the images layout
+  ptrdiff_t image = 0;    // floats between images: 1 in the batch-interleaved layout
   ptrdiff_t first = 0;    // floats from the start of a plane to its first pixel
-  ptrdiff_t tail = 0;     // images layout: floats after the last plane, its lower border
+  ptrdiff_t tail = 0;     // batch-interleaved layout: floats after the last plane, its lower border
   ptrdiff_t lanes = 0;    // of a vector
-  ptrdiff_t vectors = 0;  // pixels layout: vectors from the first pixel to the last one
-  const int32_t* mask = nullptr;  // pixels layout: which lanes of those vectors are pixels
+  ptrdiff_t vectors = 0;  // planar layout: vectors from the first pixel to the last one
+  const int32_t* mask = nullptr;  // planar layout: which lanes of those vectors are pixels
 
   ptrdiff_t size() const { return shape.c * plane + tail; }
   // The first pixel of channel 0.
@@ -47,16 +47,16 @@ struct Border {
 
 class Layout {
  public:
-  // `pixels` picks the layout; `images` of a slice: up to `lanes` in the images layout.
-  Layout(bool pixels, int images, int lanes) : pixels(pixels), images(images), lanes(lanes) {}
+  // `planar` picks the layout; `images` of a slice: up to `lanes` in the batch-interleaved layout.
+  Layout(bool planar, int images, int lanes) : planar(planar), images(images), lanes(lanes) {}
 
-  // In the pixels layout, values of one height and width share a geometry, so that maps run over whole planes: tell of every
+  // In the planar layout, values of one height and width share a geometry, so that maps run over whole planes: tell of every
   // border first.
   void reserve(const Shape& shape, const Border& border);
   Storage storage(const Shape& shape, const Border& border);
   bool bordered(const Shape& shape) const { return shape.h * shape.w > lanes; }
 
-  const bool pixels;
+  const bool planar;
   const int images, lanes;
 
  private:

@@ -1,7 +1,6 @@
-// From a program's operations to the steps of a slice.
-#include <algorithm>
+#include "lowering.h"
 
-#include "slice.h"
+#include <algorithm>
 
 namespace splore {
 namespace {
@@ -18,8 +17,8 @@ bool keeps_map(const Op& op, const Shape& in, const Shape& out) {
   return op.window.stride_h == 1 && op.window.stride_w == 1 && in.h == out.h && in.w == out.w;
 }
 
-// In the images layout a map of these widths has tiles that don't reach back over each other: a convolution can then write
-// over its residual.
+// In the batch-interleaved layout a map of these widths has tiles that don't reach back over each other: a convolution can then
+// write over its residual.
 bool has_even_tiles(const Shape& shape) { return shape.w % 4 == 0 || shape.w % 7 == 0; }
 
 // A pool that a convolution can do for its tiles.
@@ -33,151 +32,264 @@ bool same(const Border& a, const Border& b) {
   return a.top == b.top && a.left == b.left && a.bottom == b.bottom && a.right == b.right;
 }
 
-}  // namespace
+struct OpPlan {
+  int step = 0;                // its last step; the way in is step 0
+  int pool = -1;               // of a convolution: the pool that it does for its tiles, storing nothing else
+  bool by_maker = false;       // of a pool: its maker does it
+  int second_for = -1;  // of a convolution: the later one whose relu(scale x + shift) it stores too, its fused second output
+  bool second_of_maker = false;  // of that later one
+  Border border;  // around relu(scale x + shift), where a convolution has that
+  bool over_residual = false;  // it writes over its residual, which nobody reads later
+};
 
-const Storage* Slice::add_storage(const Shape& shape, const Border& border, int born, int dies) {
-  storages_.push_back({std::make_unique<Storage>(layout_.storage(shape, border)), born, dies});
-  return storages_.back().storage.get();
-}
+struct ValuePlan {
+  int readers = 0;
+  int dies = 0;  // the last step that reads it
+  Border border;
+};
 
-void Slice::extend_life(const Storage* storage, int dies) {
-  for (Live& live : storages_)
-    if (live.storage.get() == storage) live.dies = std::max(live.dies, dies);
-}
+struct Analysis {
+  std::vector<OpPlan> ops;
+  std::vector<ValuePlan> values;
+};
 
-void Slice::lower() {
-  const auto& ops = program_.ops;
-  const auto& shapes = program_.shapes;
-  // Step 0 is the way in. An operation's step comes after one for what it wants done to its input first, unless the input's
-  // maker does that, a concatenation is a step for each of its inputs, and a pool may be part of its maker's step.
-  std::vector<int> step_of(ops.size());
-  // A convolution writes what one later convolution wants done to it beside its own output.
-  std::vector<int> beside(ops.size(), -1);      // by the writer
-  std::vector<bool> is_beside(ops.size(), false);  // by the reader
-  // And in place of its own output, what a pool makes of it that nobody else reads.
-  std::vector<int> readers(shapes.size(), 0), pool_of(ops.size(), -1);
-  std::vector<const Storage*> pooled(ops.size());  // by the pool
-  for (size_t i = 0; i < ops.size(); i++)
-    for (int value : ops[i].inputs) readers[size_t(value)]++;
-  for (size_t i = 0; i < ops.size(); i++) {
-    const size_t x = size_t(ops[i].inputs[0]);
-    if (!layout_.pixels && x && ops[x - 1].kind == SPLORE_CONV && readers[x] == 1 && halves(ops[i], shapes[x]))
-      pool_of[x - 1] = int(i);
+class Analyser {
+ public:
+  Analyser(const Program& program, Layout& layout) : ops_(program.ops), shapes_(program.shapes), layout_(layout) {
+    found_.ops.resize(ops_.size());
+    found_.values.resize(shapes_.size());
   }
-  int step = 0;
-  for (size_t i = 0; i < ops.size(); i++) {
-    const bool pre = ops[i].kind == SPLORE_CONV && ops[i].scale;
-    const int maker = ops[i].inputs[0] - 1;
-    if (pre && maker >= 0 && ops[size_t(maker)].kind == SPLORE_CONV && beside[size_t(maker)] < 0) {
-      beside[size_t(maker)] = int(i);
-      is_beside[i] = true;
+
+  Analysis analyse() {
+    fuse_pools();
+    fuse_second_outputs();
+    number_steps();
+    find_lives();
+    find_borders();
+    for (size_t i = 0; i < ops_.size(); i++) found_.ops[i].over_residual = may_write_over_residual(i);
+    return std::move(found_);
+  }
+
+ private:
+  static bool is_conv(const Op& op) { return op.kind == SPLORE_CONV; }
+
+  void fuse_pools() {
+    for (const Op& op : ops_)
+      for (int value : op.inputs) found_.values[size_t(value)].readers++;
+    for (size_t i = 0; i < ops_.size(); i++) {
+      const size_t x = size_t(ops_[i].inputs[0]);
+      if (layout_.planar || !x || !is_conv(ops_[x - 1]) || found_.values[x].readers > 1 || !halves(ops_[i], shapes_[x])) continue;
+      found_.ops[x - 1].pool = int(i);
+      found_.ops[i].by_maker = true;
     }
-    if (maker < 0 || pool_of[size_t(maker)] != int(i))
-      step += pre && !is_beside[i] ? 2 : ops[i].kind == SPLORE_CONCAT ? int(ops[i].inputs.size()) : 1;
-    step_of[i] = step;
   }
-  const int last = step + 1;
 
-  std::vector<Border> borders(shapes.size()), pre_borders(ops.size());
-  std::vector<int> dies(shapes.size(), 0);
-  for (size_t v = 1; v < shapes.size(); v++) dies[v] = step_of[v - 1];
-  for (size_t i = 0; i < ops.size(); i++) {
-    for (int value : ops[i].inputs) dies[size_t(value)] = std::max(dies[size_t(value)], step_of[i]);
-    if (ops[i].kind != SPLORE_CONV) continue;
-    const size_t x = size_t(ops[i].inputs[0]);
-    // A convolution that stays inside a small map wants none.
-    const bool inside = !layout_.pixels && may_stay_inside(ops[i].window, shapes[x], shapes[i + 1]);
-    const Border border = inside ? Border{} : border_of(ops[i], shapes[x], shapes[i + 1]);
-    (ops[i].scale ? pre_borders[i] : borders[x]).include(border);
-    if (layout_.pixels && keeps_map(ops[i], shapes[x], shapes[i + 1])) layout_.reserve(shapes[x], border);
+  void fuse_second_outputs() {
+    for (size_t i = 0; i < ops_.size(); i++) {
+      const int maker = ops_[i].inputs[0] - 1;
+      if (!is_conv(ops_[i]) || !ops_[i].scale || maker < 0 || !is_conv(ops_[size_t(maker)])) continue;
+      OpPlan& writer = found_.ops[size_t(maker)];
+      if (writer.second_for >= 0) continue;
+      writer.second_for = int(i);
+      found_.ops[i].second_of_maker = true;
+    }
   }
-  dies.back() = last;
 
-  std::vector<const Storage*> values, ready_for(ops.size());
-  values.push_back(add_storage(shapes[0], borders[0], 0, dies[0]));
-  auto add = [&](std::unique_ptr<Step> made, ConvStep* conv = nullptr) {
-    steps_.push_back(std::move(made));
-    convolutions_.push_back(conv);
-  };
-  add(input_step(layout_, kernels_, *values[0]));
+  // An operation's step comes after one for relu(scale x + shift), unless its maker does that, a concatenation is a step for
+  // each of its inputs, and a pool may be part of its maker's step.
+  void number_steps() {
+    int step = 0;
+    for (size_t i = 0; i < ops_.size(); i++) {
+      OpPlan& plan = found_.ops[i];
+      const bool map_first = is_conv(ops_[i]) && ops_[i].scale && !plan.second_of_maker;
+      if (!plan.by_maker) step += map_first ? 2 : ops_[i].kind == SPLORE_CONCAT ? int(ops_[i].inputs.size()) : 1;
+      plan.step = step;
+    }
+  }
+
+  void find_lives() {
+    for (size_t v = 1; v < shapes_.size(); v++) found_.values[v].dies = found_.ops[v - 1].step;
+    for (size_t i = 0; i < ops_.size(); i++)
+      for (int value : ops_[i].inputs)
+        found_.values[size_t(value)].dies = std::max(found_.values[size_t(value)].dies, found_.ops[i].step);
+    found_.values.back().dies = found_.ops.back().step + 1;  // the way out
+  }
+
+  void find_borders() {
+    for (size_t i = 0; i < ops_.size(); i++) {
+      if (!is_conv(ops_[i])) continue;
+      const size_t x = size_t(ops_[i].inputs[0]);
+      // A convolution that stays inside a small map wants none.
+      const bool inside = !layout_.planar && may_stay_inside(ops_[i].window, shapes_[x], shapes_[i + 1]);
+      const Border border = inside ? Border{} : border_of(ops_[i], shapes_[x], shapes_[i + 1]);
+      (ops_[i].scale ? found_.ops[i].border : found_.values[x].border).include(border);
+      if (layout_.planar && keeps_map(ops_[i], shapes_[x], shapes_[i + 1])) layout_.reserve(shapes_[x], border);
+    }
+  }
+
+  // A residual that nobody reads later gives its place to the sum: less memory, and less traffic to it.
+  bool may_write_over_residual(size_t i) const {
+    const Op& op = ops_[i];
+    if (layout_.planar || !is_conv(op) || op.inputs.size() < 2 || op.inputs[0] == op.inputs[1] || found_.ops[i].pool >= 0)
+      return false;
+    const ValuePlan& residual = found_.values[size_t(op.inputs[1])];
+    return residual.dies == found_.ops[i].step && same(residual.border, found_.values[i + 1].border) &&
+           has_even_tiles(shapes_[i + 1]);
+  }
+
+  const std::vector<Op>& ops_;
+  const std::vector<Shape>& shapes_;
+  Layout& layout_;
+  Analysis found_;
+};
+
+// Where an operation's values lie.
+struct OpStorage {
+  const Storage* x = nullptr;  // its first input
+  const Storage* ready = nullptr;  // relu(scale x + shift), where a convolution has that
+  const Storage* other = nullptr;  // its second input
+  const Storage* map = nullptr;  // its outputs: where they are stored, or their geometry alone
+  const Storage* pooled = nullptr;  // what a pool makes of them in place of that
+  const Storage* second = nullptr;  // the fused second output
+};
+
+struct Storages {
+  std::vector<OpStorage> ops;
+  std::vector<const Storage*> values;
+};
+
+Storages allocate(const Program& program, const Analysis& found, Layout& layout, Lowered& lowered) {
+  const auto& ops = program.ops;
+  const auto& shapes = program.shapes;
+  std::vector<OpStorage> all(ops.size());
+  std::vector<const Storage*> values{
+      lowered.arena.add(layout.storage(shapes[0], found.values[0].border), 0, found.values[0].dies)};
   for (size_t i = 0; i < ops.size(); i++) {
     const Op& op = ops[i];
-    const int index = int(i);
-    const Storage* x = values[size_t(op.inputs[0])];
-    const Storage* second = op.inputs.size() > 1 ? values[size_t(op.inputs[1])] : nullptr;
-    const bool concat = op.kind == SPLORE_CONCAT;
-    if (pooled[i]) {
-      values.push_back(pooled[i]);
+    const OpPlan& plan = found.ops[i];
+    OpStorage& at = all[i];
+    at.x = values[size_t(op.inputs[0])];
+    if (op.inputs.size() > 1) at.other = values[size_t(op.inputs[1])];
+    if (plan.by_maker) {
+      values.push_back(all[size_t(op.inputs[0]) - 1].pooled);
       continue;
     }
-    const int born = concat ? step_of[i] - int(op.inputs.size()) + 1 : step_of[i];
-    if (is_beside[i]) {
-      x = ready_for[i];
-    } else if (op.kind == SPLORE_CONV && op.scale) {
-      const Storage* ready = add_storage(x->shape, pre_borders[i], step_of[i] - 1, step_of[i]);
-      add(map_step(index, {kMapAffine, SPLORE_RELU, x, nullptr, op.scale, op.shift}, layout_, kernels_, *ready));
-      x = ready;
+    const int born = op.kind == SPLORE_CONCAT ? plan.step - int(op.inputs.size()) + 1 : plan.step;
+    const auto value = [&](size_t v) {
+      return lowered.arena.add(layout.storage(shapes[v], found.values[v].border), born, found.values[v].dies);
+    };
+    if (op.kind == SPLORE_CONV && op.scale && !plan.second_of_maker)
+      at.ready = lowered.arena.add(layout.storage(at.x->shape, plan.border), plan.step - 1, plan.step);
+    if (plan.pool >= 0) {
+      at.pooled = value(size_t(plan.pool) + 1);
+      lowered.unstored.push_back(std::make_unique<Storage>(layout.storage(shapes[i + 1], found.values[i + 1].border)));
+      at.map = lowered.unstored.back().get();
+    } else if (plan.over_residual) {
+      at.map = at.other;
+      lowered.arena.keep(at.map, found.values[i + 1].dies);
+    } else {
+      at.map = value(i + 1);
     }
-    // A residual that nobody reads later gives its place to the sum: less memory, and less traffic to it.
-    const size_t r = size_t(op.inputs.back());
-    const bool over = !layout_.pixels && pool_of[i] < 0 && op.kind == SPLORE_CONV && second && op.inputs[0] != op.inputs[1] &&
-                      dies[r] == step_of[i] && same(borders[r], borders[i + 1]) && has_even_tiles(shapes[i + 1]);
-    const Storage* out = over ? second : nullptr;
-    if (pool_of[i] >= 0) {
-      const size_t pool = size_t(pool_of[i]);
-      pooled[pool] = add_storage(shapes[pool + 1], borders[pool + 1], born, dies[pool + 1]);
-      maps_.push_back(std::make_unique<Storage>(layout_.storage(shapes[i + 1], borders[i + 1])));
-      out = maps_.back().get();
+    if (plan.second_for >= 0) {
+      const OpPlan& reader = found.ops[size_t(plan.second_for)];
+      at.second = lowered.arena.add(layout.storage(at.map->shape, reader.border), plan.step, reader.step);
+      all[size_t(plan.second_for)].ready = at.second;
     }
-    if (!out) out = add_storage(shapes[i + 1], borders[i + 1], born, dies[i + 1]);
-    if (over) extend_life(out, dies[i + 1]);
-    values.push_back(out);
+    values.push_back(at.map);
+  }
+  return {std::move(all), std::move(values)};
+}
+
+class Emitter {
+ public:
+  Emitter(const Program& program, const Analysis& found, const Storages& storages, const Layout& layout, const Kernels& kernels,
+          int team, std::vector<SliceStep>& steps)
+      : program_(program), found_(found), storages_(storages), layout_(layout), kernels_(kernels), team_(team), steps_(steps) {}
+
+  void emit() {
+    add(input_step(layout_, kernels_, *storages_.values.front()));
+    for (size_t i = 0; i < program_.ops.size(); i++)
+      if (!found_.ops[i].by_maker) emit(i);
+    add(output_step(layout_, kernels_, *storages_.values.back()));
+  }
+
+ private:
+  void add(std::unique_ptr<Step> step) {
+    steps_.emplace_back();
+    steps_.back().step = std::move(step);
+  }
+
+  void emit(size_t i) {
+    const Op& op = program_.ops[i];
+    const OpStorage& at = storages_.ops[i];
+    const int index = int(i);
     switch (op.kind) {
-      case SPLORE_CONV: {
-        const Storage* goal = pool_of[i] >= 0 ? pooled[size_t(pool_of[i])] : nullptr;
-        auto conv = std::make_unique<ConvStep>(index, op, ConvStep::Values{*x, *out, second, goal}, layout_, kernels_, kind.team);
-        ConvStep* same = conv.get();
-        if (beside[i] >= 0) {
-          const size_t reader = size_t(beside[i]);
-          ready_for[reader] = add_storage(out->shape, pre_borders[reader], step_of[i], step_of[reader]);
-          same->write_second(*ready_for[reader], ops[reader].scale, ops[reader].shift);
-        }
-        add(std::move(conv), same);
-        break;
-      }
+      case SPLORE_CONV:
+        return convolution(i);
       case SPLORE_MAX_POOL:
       case SPLORE_AVG_POOL:
-        add(pool_step(index, op, layout_, kernels_, *x, *out));
-        break;
+        return add(pool_step(index, op, layout_, kernels_, *at.x, *at.map));
       case SPLORE_ADD:
-        add(map_step(index, {kMapAdd, op.act, x, second}, layout_, kernels_, *out));
-        break;
+        return map(index, {kMapAdd, op.act, at.x, at.other}, *at.map);
       case SPLORE_MUL:
-        add(map_step(index, {second->shape == x->shape ? kMapMul : kMapMulChannel, op.act, x, second}, layout_, kernels_, *out));
-        break;
+        return map(index, {at.other->shape == at.x->shape ? kMapMul : kMapMulChannel, op.act, at.x, at.other}, *at.map);
       case SPLORE_ACTIVATE:
-        add(map_step(index, {kMapCopy, op.act, x}, layout_, kernels_, *out));
-        break;
+        return map(index, {kMapCopy, op.act, at.x}, *at.map);
       case SPLORE_AFFINE:
-        add(map_step(index, {kMapAffine, op.act, x, nullptr, op.scale, op.shift}, layout_, kernels_, *out));
-        break;
-      case SPLORE_CONCAT: {
-        int64_t channel = 0;
-        for (int value : op.inputs) {
-          const Storage* part = values[size_t(value)];
-          MapRequest request{kMapCopy, SPLORE_NONE, part};
-          request.channel = channel;
-          add(map_step(index, request, layout_, kernels_, *out));
-          channel += part->shape.c;
-        }
-        break;
-      }
+        return map(index, {kMapAffine, op.act, at.x, nullptr, op.scale, op.shift}, *at.map);
+      case SPLORE_CONCAT:
+        return concat(i);
       case SPLORE_FLATTEN:
-        add(flatten_step(index, layout_, kernels_, *x, *out));
-        break;
+        return add(flatten_step(index, layout_, kernels_, *at.x, *at.map));
     }
   }
-  add(output_step(layout_, kernels_, *values.back()));
+
+  void map(int index, const MapRequest& request, const Storage& out) { add(map_step(index, request, layout_, kernels_, out)); }
+
+  void convolution(size_t i) {
+    const Op& op = program_.ops[i];
+    const OpPlan& plan = found_.ops[i];
+    const OpStorage& at = storages_.ops[i];
+    if (op.scale && !plan.second_of_maker) map(int(i), {kMapAffine, SPLORE_RELU, at.x, nullptr, op.scale, op.shift}, *at.ready);
+    const ConvStep::Values values{op.scale ? *at.ready : *at.x, *at.map, at.other, at.pooled};
+    auto conv = std::make_unique<ConvStep>(int(i), op, values, layout_, kernels_, team_);
+    if (at.second) {
+      const Op& reader = program_.ops[size_t(plan.second_for)];
+      conv->write_second(*at.second, reader.scale, reader.shift);
+    }
+    ConvStep* step = conv.get();
+    add(std::move(conv));
+    steps_.back().conv = step;
+  }
+
+  void concat(size_t i) {
+    int64_t channel = 0;
+    for (int value : program_.ops[i].inputs) {
+      const Storage* part = storages_.values[size_t(value)];
+      MapRequest request{kMapCopy, SPLORE_NONE, part};
+      request.channel = channel;
+      map(int(i), request, *storages_.ops[i].map);
+      channel += part->shape.c;
+    }
+  }
+
+  const Program& program_;
+  const Analysis& found_;
+  const Storages& storages_;
+  const Layout& layout_;
+  const Kernels& kernels_;
+  const int team_;
+  std::vector<SliceStep>& steps_;
+};
+
+}  // namespace
+
+Lowered lower(const Program& program, Layout& layout, const Kernels& kernels, int team) {
+  Lowered lowered;
+  const Analysis found = Analyser(program, layout).analyse();
+  const Storages storages = allocate(program, found, layout, lowered);
+  Emitter(program, found, storages, layout, kernels, team, lowered.steps).emit();
+  return lowered;
 }
 
 }  // namespace splore

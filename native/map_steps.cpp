@@ -1,4 +1,4 @@
-// Elementwise steps and pools. A task is a channel.
+// Elementwise steps and flatten, and the borders of every step. A task is a channel.
 #include <algorithm>
 #include <cstring>
 
@@ -19,7 +19,7 @@ void clear_border(const Storage& s, float* arena, int64_t begin, int64_t end) {
   for (int64_t c = begin; c < end; c++) {
     float* plane = arena + s.offset + c * s.plane;
     std::fill(plane, plane + s.first, 0.0f);
-    if (s.vectors) {  // the pixels layout: the steps mask what lies between rows
+    if (s.vectors) {  // the planar layout: the steps mask what lies between rows
       // What follows the last pixel is written with its vector.
       float* after = plane + s.first + s.vectors * s.lanes;
       std::fill(after, plane + s.plane, 0.0f);
@@ -59,7 +59,7 @@ class MapStep : public Step {
     args.out = out->pixels(run.arena) + (request_.channel + c) * out->plane;
     if (request_.b) args.b = request_.b->pixels(run.arena) + c * request_.b->plane;
     if (request_.scale) args.scale = request_.scale[c], args.shift = request_.shift[c];
-    if (layout_.pixels)
+    if (layout_.planar)
       flattened(args, run);
     else
       by_rows(args);
@@ -113,11 +113,11 @@ class FlattenStep : public Step {
     const float* from = in_.pixels(run.arena) + c * in_.plane;
     const int64_t pixels = in_.shape.h * in_.shape.w;
     float* to = out->pixels(run.arena) + c * pixels * out->plane;
-    // In the images layout a pixel is a vector of images; in the other the images lie apart.
-    const ptrdiff_t together = layout_.pixels ? 1 : layout_.lanes;
-    const int apart = layout_.pixels ? layout_.images : 1;
+    // In the batch-interleaved layout a pixel is a vector of images; in the other the images lie apart.
+    const ptrdiff_t together = layout_.planar ? 1 : layout_.lanes;
+    const int apart = layout_.planar ? layout_.images : 1;
     for (int64_t p = 0; p < pixels; p++, to += out->plane) {
-      if (layout_.pixels) std::fill(to, to + out->vectors * layout_.lanes, 0.0f);
+      if (layout_.planar) std::fill(to, to + out->vectors * layout_.lanes, 0.0f);
       for (int i = 0; i < apart; i++) {
         const float* pixel = from + i * in_.image + p / in_.shape.w * in_.row + p % in_.shape.w * in_.column;
         std::copy(pixel, pixel + together, to + i * out->image);

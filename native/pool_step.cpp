@@ -25,7 +25,7 @@ class PoolStep : public Step {
  public:
   PoolStep(int index, const Op& op, const Layout& layout, const Kernels& kernels, const Storage& in, const Storage& out)
       : Step(index, &out), op_(op), in_(in), layout_(layout), kernels_(kernels) {
-    for (int64_t x = 0; layout.pixels && x < out.shape.w; x++) {
+    for (int64_t x = 0; layout.planar && x < out.shape.w; x++) {
       const Span cut = columns(x);
       scales_.push_back(1.0f / float(op.count_pad ? cut.padded : cut.size()));
     }
@@ -36,14 +36,14 @@ class PoolStep : public Step {
 
   ScratchSize scratch() const override {
     ScratchSize size;
-    if (layout_.pixels) size.gathered = line_floats();
+    if (layout_.planar) size.gathered = line_floats();
     return size;
   }
 
   void run(int64_t c, const Run& run, const Scratch& scratch) const override {
     const float* from = in_.pixels(run.arena) + c * in_.plane;
     float* to = out->pixels(run.arena) + c * out->plane;
-    if (layout_.pixels) {
+    if (layout_.planar) {
       std::fill(to, to + out->vectors * layout_.lanes, 0.0f);
       const float nothing = op_.kind == SPLORE_MAX_POOL ? -std::numeric_limits<float>::infinity() : 0.0f;
       std::fill(scratch.gathered, scratch.gathered + line_floats(), nothing);
@@ -51,7 +51,7 @@ class PoolStep : public Step {
     const Window& w = op_.window;
     for (int64_t y = 0; y < out->shape.h; y++) {
       const Span rows = span(y, w.stride_h, w.kernel_h, w.top, in_.shape.h, w.bottom);
-      if (!layout_.pixels)
+      if (!layout_.planar)
         images_row(rows, from, to + y * out->row);
       else
         for (int i = 0; i < run.images; i++)

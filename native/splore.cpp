@@ -44,20 +44,32 @@ extern "C" {
 
 int splore_abi(void) { return SPLORE_ABI; }
 
-int splore_create(const splore_program* program, const char* isa, splore_engine** engine, char* error, size_t error_size) {
-  *engine = nullptr;
-  return guarded(error, error_size, [&] { *engine = new splore_engine{{*program, isa ? isa : ""}}; });
+int splore_create(const splore_program* program, const splore_options* options, splore_engine** engine, char* error,
+                  size_t error_size) {
+  return guarded(error, error_size, [&] {
+    if (!program || !engine) throw splore::Error("a program and a place for the engine are needed");
+    *engine = nullptr;
+    splore_options chosen{};
+    chosen.threads = 1;
+    if (options) {
+      if (options->size < int64_t(sizeof(int64_t))) throw splore::Error("the options don't say their size");
+      std::memcpy(&chosen, options, size_t(std::min<int64_t>(options->size, sizeof chosen)));
+    }
+    if (chosen.threads < 1 || chosen.threads > 1024) throw splore::Error("an engine has 1 to 1024 threads");
+    splore::PlanOptions plans;
+    plans.threads = int(chosen.threads), plans.deterministic = chosen.deterministic != 0, plans.most_bytes = chosen.plan_bytes;
+    *engine = new splore_engine{{*program, chosen.isa ? chosen.isa : "", plans}};
+  });
 }
 
 int splore_force(splore_engine* engine, const char* kernel, char* error, size_t error_size) {
   return guarded(error, error_size, [&] { engine->engine.force(kernel ? kernel : ""); });
 }
 
-int splore_plan(splore_engine* engine, int64_t batch, int64_t threads, char* error, size_t error_size) {
+int splore_plan(splore_engine* engine, int64_t batch, char* error, size_t error_size) {
   return guarded(error, error_size, [&] {
     if (batch < 1) throw splore::Error("a plan is for a batch of at least 1");
-    if (threads < 1 || threads > 1024) throw splore::Error("a plan is for 1 to 1024 threads");
-    engine->engine.plan(batch, int(threads));
+    engine->engine.plan(batch);
   });
 }
 

@@ -1,13 +1,16 @@
-/* The engine behind one C header: runs a program (see src/splore/deploy/program.py) on CPUs, in float32.
+/* The engine behind one C header: runs a program (see src/splore/engine/program.py) on CPUs, in float32.
  *
  * Life of an engine: splore_create (checks everything), splore_plan (chooses kernels by timing them on this machine, for a
- * batch size and a number of threads), splore_run as often as wanted, splore_destroy.
+ * batch size), splore_run as often as wanted, splore_destroy.
  *
  * Every function that can fail returns 0 for success and something else for an error, and then has written a message,
  * cut to the buffer and ended by a zero byte, into `error`. No function throws or ends the process.
  *
- * Threads: one engine may be called from several threads at once; its runs then follow one another. Two engines run at
- * the same time. After a fork the child may go on using its engines.
+ * Threads: every function may be called from any thread at any time, but for splore_destroy, which must be the last call of an
+ * engine. Runs of one engine go on at the same time, each with memory of its own; weights and plans are shared. All engines of
+ * a process share one pool of helper threads, which sleep when there is nothing to do, leave signals to the program, and live
+ * as long as the process: callers that come together get fewer helpers each. One engine plans at a time; runs go on meanwhile.
+ * A child after a fork may use its engines at once, whatever the other threads of its parent were in.
  */
 #ifndef SPLORE_H
 #define SPLORE_H
@@ -25,7 +28,7 @@
 extern "C" {
 #endif
 
-#define SPLORE_ABI 1 /* splore_abi() of a library that fits this header */
+#define SPLORE_ABI 2 /* splore_abi() of a library that fits this header */
 
 /* An array of the program. It must stay in place, unchanged, as long as the engine lives: every plan reads it. */
 typedef struct splore_array {
@@ -108,20 +111,31 @@ typedef struct splore_engine splore_engine;
 /* The ABI number of this library; compare with SPLORE_ABI before anything else. */
 SPLORE_API int splore_abi(void);
 
-/* Checks the whole program, shapes, sizes and indices, and makes an engine. `isa` is "avx512", "avx2", "generic", or NULL or ""
- * for the best of this machine. The structs may go after the call; the arrays' data may not. */
-SPLORE_API int splore_create(const splore_program* program, const char* isa, splore_engine** engine, char* error,
+typedef struct splore_options {
+  int64_t size;          /* sizeof(splore_options): a later library knows by it which members there are */
+  const char* isa;       /* "avx512", "avx2", "generic", or NULL or "" for the best of this machine */
+  int64_t threads;       /* that work on a run: 1 to 1024 */
+  int64_t deterministic; /* not 0: an image's result is the same to the bit, whatever the batch, the timing and the engine, on
+                            machines of one instruction set; slower, and planned without timing */
+  int64_t plan_bytes;    /* of packed weights that all plans may hold together: beyond it no new kernels are packed, and other
+                            batch sizes run by the plans there are; 0 for 256 MiB, or four times the program's arrays */
+} splore_options;
+
+/* Checks the whole program, shapes, sizes and indices, and makes an engine. `options` may be NULL: one thread, and the
+ * defaults above. The structs may go after the call; the arrays' data may not. */
+SPLORE_API int splore_create(const splore_program* program, const splore_options* options, splore_engine** engine, char* error,
                              size_t error_size);
 
-/* Keeps, for later plans, only those kernels whose description contains `kernel`, where an operation has one; "" lifts it.
- * For tests. */
+/* Forgets all plans, and keeps, for later ones, only those kernels whose description contains `kernel`, where an operation has
+ * one; "" lifts it. For tests. */
 SPLORE_API int splore_force(splore_engine* engine, const char* kernel, char* error, size_t error_size);
 
-/* Chooses the kernels for a batch size and a number of threads, both at least 1, by timing them. */
-SPLORE_API int splore_plan(splore_engine* engine, int64_t batch, int64_t threads, char* error, size_t error_size);
+/* Chooses the kernels for a batch size of at least 1, by timing them: moments for a small network, seconds for a large one.
+ * A size that is planned already is left as it is. */
+SPLORE_API int splore_plan(splore_engine* engine, int64_t batch, char* error, size_t error_size);
 
-/* in (batch, C, H, W) -> out (batch, C', H', W'). A batch size that was not planned is planned first, with the threads of the
- * last plan, or 1. A batch of 0 does nothing. */
+/* in (batch, C, H, W) -> out (batch, C', H', W'). A batch size that was not planned runs at once, by what other sizes' plans have
+ * chosen; only an engine without any plan makes one first. A batch of 0 does nothing. */
 SPLORE_API int splore_run(splore_engine* engine, const float* in, float* out, int64_t batch, char* error, size_t error_size);
 
 /* C', H', W' of the output. */
@@ -130,16 +144,17 @@ SPLORE_API void splore_output(const splore_engine* engine, int64_t shape[3]);
 /* "avx512", "avx2" or "generic". */
 SPLORE_API const char* splore_isa(const splore_engine* engine);
 
-/* Bytes of activations and scratch that the plans made so far use at the most during a run; packed weights not included. */
+/* Bytes of activations and scratch that the plans made so far use at the most during a run of one caller. */
 SPLORE_API int64_t splore_workspace(const splore_engine* engine);
 
-/* Bytes of the weights as the plans have packed them. */
+/* Bytes of the weights as the plans have packed them, each packing counted once. */
 SPLORE_API int64_t splore_packed(const splore_engine* engine);
 
 /* 10^9 multiply-adds a second that one thread reaches out of registers alone; takes some milliseconds. */
 SPLORE_API double splore_peak(const splore_engine* engine);
 
-/* The last plan as JSON. Returns the bytes needed, the zero byte included; writes at most `size` of them. */
+/* The plan of the batch that ran last, or was planned last, as JSON. Returns the bytes needed, the zero byte included; writes at
+ * most `size` of them. */
 SPLORE_API int64_t splore_table(splore_engine* engine, char* text, int64_t size);
 
 SPLORE_API void splore_destroy(splore_engine* engine);

@@ -34,14 +34,13 @@ class Step {
   virtual ScratchSize scratch() const { return {}; }
   virtual std::string kernel() const = 0;
   virtual int64_t multiply_adds() const { return 0; }  // of one image
-  virtual int64_t packed_bytes() const { return 0; }
 
   // Zeros around worker's share of the channels of what the step writes; done by every worker during the step.
   void clear_borders(float* arena, int worker, int team) const;
 
   const int op;              // of the program, -1 for the way in, -2 for the way out
   const Storage* const out;  // null for the way out
-  const Storage* second = nullptr;  // what it writes beside, if anything
+  const Storage* second = nullptr;  // the fused second output of a convolution, relu(scale y + shift)
   double milliseconds = 0;
 };
 

@@ -1,7 +1,16 @@
 #include "threads.h"
 
+#include <pthread.h>
 #include <sched.h>
-#include <unistd.h>
+#include <signal.h>
+
+#include <memory>
+#include <new>
+#include <string>
+#include <system_error>
+#include <thread>
+
+#include "program.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -19,8 +28,7 @@ inline void rest() {
 }
 
 // Spins until `done`, giving the processor away now and then: on a busy machine the thread that is waited for may be on this
-// very core.
-// Returns false after `spins`, where there is a limit.
+// very core. Returns false after `spins`, where there is a limit.
 template <class F>
 bool spin(F done, int spins) {
   for (int i = 0; spins < 0 || i < spins; i++) {
@@ -35,9 +43,87 @@ bool spin(F done, int spins) {
 
 constexpr int kSpins = 4000;  // about 100 microseconds
 
+struct Job {
+  const std::function<void(int)>* work;
+  std::atomic<int>* busy;  // helpers that have not finished
+};
+
 }  // namespace
 
-void Shares::reset() {
+// A thread that waits for jobs. It lives as long as the process.
+struct Helper {
+  alignas(64) std::atomic<const Job*> job{nullptr};
+  std::atomic<bool> asleep{false};
+  int index = 0;  // in the job
+  std::mutex mutex;
+  std::condition_variable wake;
+
+  void post(const Job& next, int place) {
+    index = place;
+    job.store(&next);  // sequentially consistent, as `asleep` is: either we see the sleeper or it sees the job
+    if (!asleep.load()) return;
+    std::lock_guard<std::mutex> lock(mutex);
+    wake.notify_one();
+  }
+
+  void serve() {
+    for (;;) {
+      if (!spin([&] { return job.load(std::memory_order_acquire) != nullptr; }, kSpins)) {
+        std::unique_lock<std::mutex> lock(mutex);
+        asleep.store(true);
+        wake.wait(lock, [&] { return job.load() != nullptr; });
+        asleep.store(false);
+      }
+      const Job& now = *job.load(std::memory_order_acquire);
+      (*now.work)(index);
+      std::atomic<int>& busy = *now.busy;
+      job.store(nullptr, std::memory_order_relaxed);
+      busy.fetch_sub(1, std::memory_order_release);  // the job may be gone after this
+    }
+  }
+};
+
+namespace {
+
+void before_fork() { shared().mutex.lock(); }
+void in_parent() { shared().mutex.unlock(); }
+void in_child() {
+  Shared& all = shared();
+  new (&all.changed) std::condition_variable;  // threads that the child does not have may wait at the old one
+  all.planning = false;
+  all.callers = all.leased = 0;
+  all.idle.clear();
+  all.mutex.unlock();
+}
+
+// Signals are for the program's own threads.
+Helper* start_helper() {
+  auto helper = std::make_unique<Helper>();
+  sigset_t every, before;
+  sigfillset(&every);
+  pthread_sigmask(SIG_SETMASK, &every, &before);
+  try {
+    std::thread([h = helper.get()] { h->serve(); }).detach();
+  } catch (const std::system_error& error) {
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    throw Error(std::string("a thread can't be started: ") + error.what());
+  }
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  return helper.release();
+}
+
+}  // namespace
+
+Shared& shared() {
+  static Shared* all = new Shared;  // never destroyed: helpers outlive everything
+  static const int forks = pthread_atfork(before_fork, in_parent, in_child);
+  (void)forks;
+  return *all;
+}
+
+void Shares::start(int team) {
+  team_ = team;
+  if (taken_.size() < size_t(2 * team)) taken_ = std::vector<Counter>(size_t(2 * team));
   for (Counter& counter : taken_) counter.value.store(0, std::memory_order_relaxed);
 }
 
@@ -52,49 +138,44 @@ void Barrier::wait() {
   }
 }
 
-Team::Team(int threads) : size_(threads), process_(int(getpid())) {
-  for (int i = 1; i < threads; i++) threads_.emplace_back([this, i] { serve(i); });
+Team::Team(int threads, Lease lease) {
+  Shared& all = shared();
+  std::lock_guard<std::mutex> lock(all.mutex);
+  all.most_threads = std::max(all.most_threads, threads);
+  int wanted = threads - 1;
+  if (lease == kFair) wanted = std::min(wanted, std::max(0, all.most_threads - (all.callers + 1) - all.leased));
+  helpers_.reserve(size_t(wanted));
+  while (int(all.idle.size()) < wanted) {
+    try {
+      all.idle.reserve(all.idle.size() + size_t(all.leased) + 1);  // so that giving back never allocates
+      all.idle.insert(all.idle.begin(), start_helper());
+    } catch (const Error&) {
+      if (lease == kAll) throw;
+      wanted = int(all.idle.size());
+    }
+  }
+  for (int i = 0; i < wanted; i++) {  // those that worked last, as the same workers as then
+    helpers_.push_back(all.idle.back());
+    all.idle.pop_back();
+  }
+  all.callers++;
+  all.leased += wanted;
 }
 
 Team::~Team() {
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    over_.store(true);
-    round_.fetch_add(1);
-  }
-  wake_.notify_all();
-  for (std::thread& thread : threads_) thread.join();
+  Shared& all = shared();
+  std::lock_guard<std::mutex> lock(all.mutex);
+  all.callers--;
+  all.leased -= int(helpers_.size());
+  all.idle.insert(all.idle.end(), helpers_.rbegin(), helpers_.rend());
 }
-
-bool Team::inherited() const { return int(getpid()) != process_; }
 
 void Team::run(const std::function<void(int)>& work) {
-  if (size_ == 1) return work(0);
-  work_ = &work;
-  busy_.store(size_ - 1);
-  round_.fetch_add(1);  // sequentially consistent, as asleep_ is: either we see the sleeper or it sees the new round
-  if (asleep_.load() > 0) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    wake_.notify_all();
-  }
+  std::atomic<int> busy{int(helpers_.size())};
+  const Job job{&work, &busy};
+  for (size_t i = 0; i < helpers_.size(); i++) helpers_[i]->post(job, int(i) + 1);
   work(0);
-  spin([&] { return busy_.load(std::memory_order_acquire) == 0; }, -1);
-}
-
-void Team::serve(int index) {
-  unsigned seen = 0;
-  for (;;) {
-    if (!spin([&] { return round_.load(std::memory_order_acquire) != seen; }, kSpins)) {
-      std::unique_lock<std::mutex> lock(mutex_);
-      asleep_.fetch_add(1);
-      wake_.wait(lock, [&] { return round_.load() != seen; });
-      asleep_.fetch_sub(1);
-    }
-    seen++;
-    if (over_.load()) return;
-    (*work_)(index);
-    busy_.fetch_sub(1, std::memory_order_release);
-  }
+  spin([&] { return busy.load(std::memory_order_acquire) == 0; }, -1);
 }
 
 }  // namespace splore

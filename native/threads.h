@@ -1,5 +1,8 @@
-// A small pool of threads of an engine. The caller works too; the others spin for a while after a piece of work, for the next
-// one mostly comes soon, and then sleep.
+// The workers of a run: how they share its tasks and wait for each other, and the threads of the process that they are.
+//
+// All engines of a process share one pool of helper threads. A run leases some for as long as it lasts, the caller works too,
+// and callers that come together get fewer each, so that no more threads work than an engine asked for. Helpers spin for a
+// while after a piece of work, for the next one mostly comes soon, and then sleep. They leave signals to the program.
 #pragma once
 
 #include <algorithm>
@@ -8,17 +11,27 @@
 #include <cstdint>
 #include <functional>
 #include <mutex>
-#include <thread>
 #include <vector>
 
 namespace splore {
+
+// What all engines of the process share, under one lock that is only ever held for moments. A fork takes it first, so that a
+// child finds everything whole; the child then forgets the threads that it does not have.
+struct Shared {
+  std::mutex mutex;
+  std::condition_variable changed;  // after `planning`
+  bool planning = false;            // one engine plans at a time, for it measures
+  int callers = 0, leased = 0;      // threads in a run: those that called, and helpers
+  int most_threads = 1;             // that an engine asked for
+  std::vector<struct Helper*> idle;
+};
+Shared& shared();
 
 // The tasks of a step, in equal runs, one for each worker, which then helps the others: what it wrote in one step it mostly
 // reads in the next, out of its own cache. Workers meet at a barrier between two steps.
 class Shares {
  public:
-  explicit Shares(int team) : team_(team), taken_(size_t(2 * team)) {}
-  void reset();  // before the first step
+  void start(int team);  // before the first step
 
   // Calls work(task) for the tasks that the worker gets of the step number `step`. Steps follow one another.
   template <class F>
@@ -47,14 +60,14 @@ class Shares {
   };
   std::atomic<int64_t>& counter(size_t step, int worker) { return taken_[step % 2 * size_t(team_) + size_t(worker)].value; }
 
-  const int team_;
+  int team_ = 1;
   std::vector<Counter> taken_;
 };
 
 // Threads meet here between two steps of a program.
 class alignas(64) Barrier {
  public:
-  void reset(int threads) {
+  void start(int threads) {
     threads_ = threads;
     waiting_.store(0);
   }
@@ -66,32 +79,36 @@ class alignas(64) Barrier {
   alignas(64) std::atomic<unsigned> round_{0};
 };
 
+// What the workers of one run of a slice share.
+struct Meeting {
+  Shares shares;
+  Barrier barrier;
+  int workers = 1;
+  void start(int count) {
+    workers = count;
+    shares.start(count);
+    barrier.start(count);
+  }
+};
+
+// The calling thread and the helpers that it leased, until the team goes.
 class Team {
  public:
-  explicit Team(int threads);
+  enum Lease {
+    kFair,  // as many as other callers leave
+    kAll    // or throws Error
+  };
+  Team(int threads, Lease lease);
   ~Team();
   Team(const Team&) = delete;
   Team& operator=(const Team&) = delete;
 
-  int size() const { return size_; }
+  int size() const { return int(helpers_.size()) + 1; }
   // Runs work(0) here and work(1).. on the others, and returns when all have returned. Work must not throw.
   void run(const std::function<void(int)>& work);
-  // After a fork, in the child: the other threads don't exist any more. The team must be leaked, not destroyed.
-  bool inherited() const;
 
  private:
-  void serve(int index);
-
-  const int size_;
-  const int process_;
-  const std::function<void(int)>* work_ = nullptr;
-  std::atomic<unsigned> round_{0};
-  std::atomic<int> busy_{0};
-  std::atomic<int> asleep_{0};
-  std::atomic<bool> over_{false};
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  std::vector<std::thread> threads_;
+  std::vector<Helper*> helpers_;
 };
 
 }  // namespace splore

@@ -93,7 +93,9 @@ void pack_winograd(const float* b, int64_t rows, int64_t pitch, int64_t begin, i
 
 }  // namespace
 
-PackedConv::PackedConv(const Op& op, const SparseMatrix* matrix, const float* folded, const PackRequest& request) {
+PackedConv::PackedConv(const Op& op, const SparseMatrix* matrix, const float* folded, const PackRequest& request)
+    : packed_as(request) {
+  packed_as.offsets = nullptr;
   pack_blocks(op, folded, request);
   pack_parts(op, matrix, request);
   // A weight of low rank alone is finished by A, and has nothing to add before.
@@ -282,7 +284,7 @@ void PackedConv::pack_patterns(const SparseMatrix& matrix, const PackRequest& re
 int64_t PackedConv::bytes() const {
   const size_t floats = b.size() + winograd.size() + dense.size() + a_packed.size();
   return int64_t((floats + offsets.size() + tap_counts.size()) * 4 + rows.size() * sizeof(SparseRow) +
-                 entries.size() * sizeof(Entry) + words.size() * sizeof(Word));
+                 entries.size() * sizeof(Entry) + words.size() * sizeof(PatternItem));
 }
 
 }  // namespace splore

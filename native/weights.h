@@ -82,6 +82,13 @@ struct PackRequest {
   int pattern_rows;         // output channels of a group of the pattern kernel, 0 for the others
   bool inside;              // entries sorted by tap
   const std::vector<int32_t>* offsets;  // of each of the k columns
+
+  // Whether the packing is the same, given the same offsets.
+  bool operator==(const PackRequest& o) const {
+    return block_channels == o.block_channels && parts == o.parts && tile_floats == o.tile_floats && gathered == o.gathered &&
+           dense == o.dense && dense_finish == o.dense_finish && winograd_rows == o.winograd_rows &&
+           pattern_rows == o.pattern_rows && inside == o.inside;
+  }
 };
 
 struct PackedConv {
@@ -94,8 +101,9 @@ struct PackedConv {
   AlignedVector<Entry> entries;
   std::vector<int32_t> tap_counts;
   std::vector<PatternBlock> patterns;  // [part][block]
-  AlignedVector<Word> words;
+  AlignedVector<PatternItem> words;
   int64_t most_columns = 0;  // of a block
+  PackRequest packed_as{};
 
   // `matrix` for the sparse stream, `folded` for the dense kernel; the other may be null.
   PackedConv(const Op& op, const SparseMatrix* matrix, const float* folded, const PackRequest& request);

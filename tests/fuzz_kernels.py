@@ -61,7 +61,7 @@ def check(seed: int, timed: float = 0.0, isas: tuple[str, ...] = ISAS) -> str:
     batches = [int(batch) for batch in rng.choice(BATCHES, 3, replace=False)]
     os.environ["SPLORE_PLAN"] = "" if rng.random() < timed else "fast"
     try:
-        engine = NativeProgram(program, isa)
+        engine = NativeProgram(program, isa, threads)
     except NativeError:
         return "refused"
     engine.force(kernel)
@@ -70,7 +70,7 @@ def check(seed: int, timed: float = 0.0, isas: tuple[str, ...] = ISAS) -> str:
         x = floats(rng, batch, *program.input)
         with np.errstate(all="ignore"):
             want = reference.run(program, x)
-            engine.plan(batch, threads)
+            engine.plan(batch)
             engine.run(np.full_like(x, np.nan))
             got = engine.run(x)
             if not np.isfinite(want).all():

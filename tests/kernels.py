@@ -29,9 +29,9 @@ ISAS = available()
 
 def expect_equal(program: Program, images: int, threads: int = 1, isa: str | None = None, kernel: str = "") -> None:
     x = floats(np.random.default_rng(images), images, *program.input)
-    engine = NativeProgram(program, isa)
+    engine = NativeProgram(program, isa, threads)
     engine.force(kernel)
-    engine.plan(max(1, images), threads)
+    engine.plan(max(1, images))
     want, got = reference.run(program, x), engine.run(x)
     largest = max(1.0, float(np.abs(want).max(initial=0)))
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-5 * largest)
@@ -63,7 +63,7 @@ def halved(x: int) -> Pool:
 
 
 def planned(program: Program, isa: str, kernel: str = "") -> list[dict]:
-    engine = NativeProgram(program, isa)
+    engine = NativeProgram(program, isa, 1)
     engine.force(kernel)
-    engine.plan(16, 1)
+    engine.plan(16)
     return engine.table()

@@ -1,4 +1,4 @@
-"""The native kernels on maps of every kind, beside their readable twin: borders, tiles, pools, turns, residuals."""
+"""The native kernels on maps of every kind, and their readable twin: borders, tiles, pools, row fusion, residuals."""
 
 from dataclasses import replace
 
@@ -167,7 +167,7 @@ def test_a_convolution_pools_its_own_tiles(isa, kernel, side, stride):
     images=st.integers(16, 33),
     isa=st.sampled_from(ISAS or [None]),
 )
-def test_convolutions_take_turns(seed, side, layers, kernel, images, isa):
+def test_convolutions_are_fused_row_by_row(seed, side, layers, kernel, images, isa):
     """Chains of windows, strides and pools: each second convolution follows the first row by row of its tiles."""
     rng = np.random.default_rng(seed)
     ops, shape = [], (5, *side)
@@ -190,7 +190,7 @@ def test_convolutions_take_turns(seed, side, layers, kernel, images, isa):
     program = Program((5, *side), tuple(ops))
     expect_equal(program, images, 1, isa, kernel)
     steps = planned(program, isa, kernel)
-    assert all("in turns" in step["kernel"] for step in steps if step["name"] in ("0", "1")) or any(
+    assert all("rows fused" in step["kernel"] for step in steps if step["name"] in ("0", "1")) or any(
         step["kernel"] in ("map", "pool") for step in steps
     )
 
@@ -220,9 +220,9 @@ def test_what_was_in_memory_before_never_shows(seed, side, window, stride, pre, 
     second = Conv("second", (1, 1), weight, floats(rng, 6), (window,) * 2, (stride,) * 2, pad, pre=factors)
     ops = (first, second, Add("again", (2, 1))) if read_again else (first, second)
     program = Program((3, *side), ops)
-    engine = NativeProgram(program, isa)
+    engine = NativeProgram(program, isa, 1)
     engine.force(kernel)
-    engine.plan(images, 1)
+    engine.plan(images)
     x = floats(rng, images, *program.input)
     engine.run(np.full_like(x, np.nan))
     want = reference.run(program, x)

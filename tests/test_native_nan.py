@@ -36,8 +36,8 @@ def by_all(shape: Shape, op: Op, x: Floats, *before: Op) -> list[Floats]:
     found = [reference.apply(op, x)]
     for isa in ISAS:
         for threads in (1, 2):
-            engine = NativeProgram(program, isa)
-            engine.plan(len(x), threads)
+            engine = NativeProgram(program, isa, threads)
+            engine.plan(len(x))
             found.append(engine.run(x))
     return found
 

@@ -139,8 +139,8 @@ def test_the_memory_of_an_image_is_what_the_engine_takes(c, kernel, pad, layers,
     ]
     program = Program((c, 30, 30), tuple(ops))
     for batch in (1, 16):
-        engine = native.NativeProgram(program)
-        engine.plan(batch, 1)
+        engine = native.NativeProgram(program, threads=1)
+        engine.plan(batch)
         assert engine.workspace_bytes < batch * memory.image_bytes(program) + (1 << 20)
 
 

@@ -1,21 +1,37 @@
 """From a PyTorch model to an engine: captured, lowered, fused, and timed against the model itself."""
 
+from collections.abc import Iterable
+
 from torch import Tensor, nn
 
 from splore.capture.export import capture
 from splore.engine.engine import Engine
 
 
-def compile(model: nn.Module, example_input: Tensor, threads: int | None = None) -> Engine:
+def compile(
+    model: nn.Module,
+    example_input: Tensor,
+    threads: int | None = None,
+    batches: Iterable[int] = (),
+    deterministic: bool = False,
+) -> Engine:
     """Compiles a model in eval mode for inputs like the example (N, C, H, W) or (N, C), of any batch size.
 
     The model may hold decomposed layers, dense ones, or both; what the engine does not know runs in torch. Every choice
     is timed on this machine, with `threads` threads (default: every core that this process may use) and with the batch
-    size of the example. Where the dense network is faster in torch, it runs there, and the summary says so.
+    size of the example, and those of `batches`: other sizes run by the plans of these. Where the dense network is
+    faster in torch, it runs there, and the summary says so. `deterministic` gives an image the same result to the bit,
+    whatever the batch and the engine, and never runs in torch. The engine is a snapshot: it stays what it is
+    when the model is trained further.
 
-    Raises ValueError where the model is not in eval mode, not on the CPU, not in float32, or can't be exported.
+    Raises ValueError where the model is not in eval mode, not on the CPU, not in float32, or can't be exported, and
+    where a part of it needs torch but the result shall be deterministic.
     """
     captured = capture(model, example_input)
-    engine = Engine(captured.segments, captured.input, captured.output, threads, flow=captured.flow)
-    engine.prefer_faster(captured.dense, example_input)
+    engine = Engine(captured.segments, captured.input, captured.output, threads, captured.flow, deterministic)
+    for batch in (len(example_input), *batches):
+        if batch:
+            engine.plan(batch)
+    if not deterministic:
+        engine.prefer_faster(captured.dense, example_input)
     return engine

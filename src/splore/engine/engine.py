@@ -10,7 +10,6 @@ This module imports no torch; only `splore.compile` and `Engine.as_module` do.
 
 import os
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -19,7 +18,7 @@ import numpy as np
 from splore.engine import memory, plan_table, program_file
 from splore.engine.flow import Flow, only
 from splore.engine.program import Floats, Program
-from splore.engine.program_segment import ProgramSegment, fastest_ms
+from splore.engine.program_segment import ProgramSegment, median_ms
 from splore.machine import usable_cores
 
 if TYPE_CHECKING:
@@ -48,8 +47,12 @@ class Engine:
     """Segments that run one after another: programs in native code, and parts of the model in torch.
 
     `input` and `output` are the shapes of one image: (C, H, W), or (C,). Where a model gives a tuple or a dict of
-    tensors its engine gives the same, and `output` is a tuple or a dict of shapes. Calls of one engine from
-    several threads wait for each other; those of two engines don't.
+    tensors its engine gives the same, and `output` is a tuple or a dict of shapes. Any number of threads may call an
+    engine at once; callers that come together share the threads. Parts in torch run with as many threads as torch is
+    set to.
+
+    `deterministic` gives an image the same result to the bit, whatever the batch, the timing and the engine, on
+    machines of one instruction set. It takes one kind of slice for every image, and is slower for it.
     """
 
     def __init__(
@@ -59,19 +62,28 @@ class Engine:
         output: Any,  # noqa: ANN401
         threads: int | None = None,
         flow: Flow | None = None,
+        deterministic: bool = False,
     ) -> None:
         if threads is not None and threads < 1:
             raise ValueError(f"expected at least one thread, found {threads}")
         self.threads = threads or usable_cores()
         self.input, self.output = input, output
-        self._segments = [ProgramSegment(s, self.threads) if isinstance(s, Program) else s for s in segments]
+        in_torch = "\n".join(plan_table.of_torch(s.reasons) for s in segments if not isinstance(s, Program))
+        if deterministic and in_torch:
+            raise ValueError(f"a part of this model needs torch, which promises no result to the bit:\n{in_torch}")
+        self._segments = [
+            ProgramSegment(s, self.threads, deterministic) if isinstance(s, Program) else s for s in segments
+        ]
         self._flow = flow or Flow.chain(len(segments))
         self._dense: tuple[nn.Module, str] | None = None  # the torch model where it wins, and what the timing said
-        self._lock = threading.Lock()
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], threads: int | None = None, image_bytes: int = memory.IMAGE_BYTES
+        cls,
+        path: str | os.PathLike[str],
+        threads: int | None = None,
+        image_bytes: int = memory.IMAGE_BYTES,
+        deterministic: bool = False,
     ) -> "Engine":
         """Reads an engine that `save` wrote; needs no torch.
 
@@ -80,7 +92,7 @@ class Engine:
         program = program_file.load(path, image_bytes)
         input = program.input[:1] if program.flat_input else program.input
         output = program.output[:1] if program.flat_output else program.output
-        return cls((program,), input, output, threads)
+        return cls((program,), input, output, threads, deterministic=deterministic)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the engine to a file that runs without torch. Raises ValueError where a part of it needs torch."""
@@ -103,9 +115,20 @@ class Engine:
             raise ValueError(f"expected float32 of shape ({expected}), found {x.dtype} of shape {tuple(x.shape)}")
         if is_tensor and (x.device.type != "cpu" or x.layout != torch.strided):
             raise ValueError(f"expected a dense tensor on the CPU, found one of {x.layout} on {x.device}")
-        with self._lock:
-            results = self._run(x.detach().resolve_neg().numpy() if is_tensor else np.asarray(x))
-            return self._flow.structure([torch.from_numpy(y) for y in results] if is_tensor else results)
+        results = self._run(x.detach().resolve_neg().numpy() if is_tensor else np.asarray(x))
+        return self._flow.structure([torch.from_numpy(y) for y in results] if is_tensor else results)
+
+    def plan(self, batch: int) -> None:
+        """Chooses the kernels for a batch size by timing them: moments for a small network, seconds for a large one.
+
+        A size without a plan of its own runs by what the plans of others have chosen; only an engine without any plan
+        makes one at its first call. A planned size is left as it is. ValueError for a batch below 1.
+        """
+        if batch < 1:
+            raise ValueError(f"expected a batch of at least 1, found {batch}")
+        for segment in self._segments:
+            if isinstance(segment, ProgramSegment):
+                segment.plan(batch)
 
     def summary(self) -> str:
         """What runs where, and how fast: the plan for the batch that ran last, as a table."""
@@ -132,7 +155,7 @@ class Engine:
         x = example_input.detach().numpy()
         if not len(x) or not any(isinstance(segment, ProgramSegment) for segment in self._segments):
             return
-        ours, theirs = fastest_ms(lambda: self._run(x), lambda: run_torch(dense, [x], self.threads))
+        ours, theirs = median_ms(lambda: self._run(x), lambda: run_torch(dense, [x]))
         if theirs < 0.95 * ours:
             verdict = f"Runs the dense network in torch, {theirs:.3g} ms for a batch of {len(x)}"
             self._dense = dense, f"{verdict}: the plan below takes {ours:.3g} ms."
@@ -140,15 +163,15 @@ class Engine:
     def _run(self, x: Floats) -> list:
         """The results, in order."""
         if self._dense is not None:
-            return run_torch(self._dense[0], [x], self.threads)
+            return run_torch(self._dense[0], [x])
         return self._flow.run(self._segments, x, self._call)
 
     def _call(self, segment: "ProgramSegment | TorchSegment", values: list) -> Sequence:
-        return [segment(*values)] if isinstance(segment, ProgramSegment) else run_torch(segment, values, self.threads)
+        return [segment(*values)] if isinstance(segment, ProgramSegment) else run_torch(segment, values)
 
 
-def run_torch(module: "nn.Module | TorchSegment", values: Sequence, threads: int) -> list:
-    """The tensors that a torch module gives for values as NumPy arrays, with that many threads."""
+def run_torch(module: "nn.Module | TorchSegment", values: Sequence) -> list:
+    """The tensors that a torch module gives for values as NumPy arrays, with the threads that torch is set to."""
     import torch
     from torch.utils._pytree import tree_leaves
 
@@ -158,13 +181,8 @@ def run_torch(module: "nn.Module | TorchSegment", values: Sequence, threads: int
     def to_numpy(value: Any) -> Any:  # noqa: ANN401
         return value.numpy() if isinstance(value, torch.Tensor) else value
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with torch.no_grad():
-            found = module(*map(to_torch, values))
-    finally:
-        torch.set_num_threads(before)
+    with torch.no_grad():
+        found = module(*map(to_torch, values))
     if isinstance(module, torch.nn.Module):
         return [leaf.numpy() for leaf in tree_leaves(found) if isinstance(leaf, torch.Tensor)]
     return [to_numpy(value) for value in found]  # several that only torch reads, as of a split, stay as they are

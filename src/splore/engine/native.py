@@ -8,7 +8,6 @@ import ctypes
 import json
 import os
 import sys
-import threading
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from splore.engine.program import (
 from splore.engine.weight import Floats, Indices, Scale
 from splore.machine import usable_cores
 
-ABI = 1
+ABI = 2
 _LIBRARY = "libsplore.dylib" if sys.platform == "darwin" else "libsplore.so"
 
 
@@ -51,6 +50,16 @@ class _Program(ctypes.Structure):
         ("inputs", ctypes.POINTER(ctypes.c_int64)),
         ("array_count", ctypes.c_int64),
         ("arrays", ctypes.POINTER(_Array)),
+    ]
+
+
+class _Options(ctypes.Structure):
+    _fields_ = [
+        ("size", ctypes.c_int64),
+        ("isa", ctypes.c_char_p),
+        ("threads", ctypes.c_int64),
+        ("deterministic", ctypes.c_int64),
+        ("plan_bytes", ctypes.c_int64),
     ]
 
 
@@ -89,9 +98,16 @@ def load_library() -> ctypes.CDLL:
     engine, text, size = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t
     declared = {
         "splore_abi": (ctypes.c_int,),
-        "splore_create": (ctypes.c_int, ctypes.POINTER(_Program), text, ctypes.POINTER(engine), text, size),
+        "splore_create": (
+            ctypes.c_int,
+            ctypes.POINTER(_Program),
+            ctypes.POINTER(_Options),
+            ctypes.POINTER(engine),
+            text,
+            size,
+        ),
         "splore_force": (ctypes.c_int, engine, text, text, size),
-        "splore_plan": (ctypes.c_int, engine, ctypes.c_int64, ctypes.c_int64, text, size),
+        "splore_plan": (ctypes.c_int, engine, ctypes.c_int64, text, size),
         "splore_run": (ctypes.c_int, engine, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, text, size),
         "splore_isa": (text, engine),
         "splore_workspace": (ctypes.c_int64, engine),
@@ -112,35 +128,45 @@ def load_library() -> ctypes.CDLL:
 
 
 class NativeProgram:
-    """A program in the native engine. It may be used by several threads; its runs then follow one another.
+    """A program in the native engine. Any number of threads may use it at once.
 
-    `isa` is avx512, avx2 or generic; None takes SPLORE_ISA, or the best that the machine has. Raises NativeError where
-    the library can't be loaded, or has no such instruction set.
+    `isa` is avx512, avx2 or generic; None takes SPLORE_ISA, or the best that the machine has. `threads` work on a run
+    (default: every core that this process may use). `deterministic` gives an image the same result to the bit, whatever
+    the batch and the engine. Plans hold at most `plan_bytes` of packed weights; 0 takes 256 MiB, or four times the
+    program's arrays. Raises NativeError where the library can't be loaded, or has no such instruction set.
     """
 
-    def __init__(self, program: Program, isa: str | None = None) -> None:
+    def __init__(
+        self,
+        program: Program,
+        isa: str | None = None,
+        threads: int | None = None,
+        deterministic: bool = False,
+        plan_bytes: int = 0,
+    ) -> None:
         self.program = program  # the engine reads its arrays as long as it lives
         self._library = load_library()
         self._engine = ctypes.c_void_p()
-        self._planned = False
-        self._lock = threading.Lock()
         raw, keep = _raw(program)
         chosen = os.environ.get("SPLORE_ISA", "") if isa is None else isa
-        self._call("splore_create", ctypes.byref(raw), chosen.encode(), ctypes.byref(self._engine))
+        size = ctypes.sizeof(_Options)
+        options = _Options(size, chosen.encode(), threads or usable_cores(), deterministic, plan_bytes)
+        self._call("splore_create", ctypes.byref(raw), ctypes.byref(options), ctypes.byref(self._engine))
         del keep
 
-    def plan(self, batch: int, threads: int) -> None:
-        """Chooses the kernels for a batch size and a number of threads by timing them: moments for a small network,
-        seconds for a large one. Later runs use so many threads."""
-        self._call("splore_plan", self._engine, batch, threads)
-        self._planned = True
+    def plan(self, batch: int) -> None:
+        """Chooses the kernels for a batch size by timing them: moments for a small network, seconds for a large one.
+        A size that is planned already is left as it is."""
+        self._call("splore_plan", self._engine, batch)
 
     def force(self, kernel: str) -> None:
-        """For tests: later plans take, of each operation's kernels, only those whose description contains `kernel`."""
+        """For tests: forgets all plans, and later ones take, of each operation's kernels, only those whose description
+        contains `kernel`."""
         self._call("splore_force", self._engine, kernel.encode())
 
     def run(self, x: Floats) -> Floats:
-        """The output (N, C', H', W') for the images x (N, C, H, W); N may be 0. A batch without a plan gets one."""
+        """The output (N, C', H', W') for the images x (N, C, H, W); N may be 0. A batch size without a plan runs by
+        those that there are; only the first run of all makes one."""
         if x.ndim != 4 or x.shape[1:] != tuple(self.program.input):
             expected = ", ".join(map(str, self.program.input))
             raise ValueError(f"expected images of shape (N, {expected}), found {x.shape}")
@@ -148,21 +174,15 @@ class NativeProgram:
         y = np.empty((len(x), *self.program.output), np.float32)
         if not len(x):
             return y
-        if not self._planned:
-            with self._lock:
-                if not self._planned:
-                    self.plan(len(x), usable_cores())
         self._call("splore_run", self._engine, x.ctypes.data, y.ctypes.data, len(x))
         return y
 
     def table(self) -> list[dict]:
-        """The last plan, a row for each step: the operation `op` (-1 is the way in, -2 the way out) and its `name`, the
-        `kernel`, the `images` and `threads` of a step, `ms`, `macs` (multiply-adds done), `gmacs_per_s`, and
-        `peak_share`, the part of what these threads could do if nothing had to be loaded."""
-        size = self._library.splore_table(self._engine, None, 0)
-        text = ctypes.create_string_buffer(size)
-        self._library.splore_table(self._engine, text, size)
-        rows = json.loads(text.value)
+        """The plan of the batch that ran last, or was planned last, a row for each step: the operation `op` (-1 is the
+        way in, -2 the way out) and its `name`, the `kernel`, the `images` and `threads` of a step, `ms`, `macs`
+        (multiply-adds done), `gmacs_per_s`, and `peak_share`, the part of what these threads could do if nothing had to
+        be loaded."""
+        rows = self.report()["steps"]
         for row in rows:
             nanoseconds = row.pop("nanoseconds")
             row["ms"] = nanoseconds / 1e6
@@ -170,6 +190,14 @@ class NativeProgram:
             row["peak_share"] = row["gmacs_per_s"] / (row["threads"] * self.peak)
             row["name"] = self.program.ops[row["op"]].name if row["op"] >= 0 else row["kernel"]
         return rows
+
+    def report(self) -> dict:
+        """The `batch` that ran last, or was planned last (0 for none), whether it is `planned` itself, how many kinds
+        of `slices` all plans have, their `packed_bytes` and the `most_bytes` that these may be, and the `steps`."""
+        text = ctypes.create_string_buffer(1 << 14)
+        while (needed := self._library.splore_table(self._engine, text, len(text))) > len(text):
+            text = ctypes.create_string_buffer(needed)
+        return json.loads(text.value)
 
     @cached_property
     def peak(self) -> float:
@@ -183,7 +211,7 @@ class NativeProgram:
 
     @property
     def workspace_bytes(self) -> int:
-        """Activations and scratch of a run, the most of all plans so far; without the weights."""
+        """Activations and scratch of one caller's run, the most of all plans so far; without the weights."""
         return self._library.splore_workspace(self._engine)
 
     @property

@@ -38,6 +38,18 @@ def of_program(program: Program, heading: str, steps: Iterable[Mapping[str, Any]
     return "\n".join([heading, *_aligned(rows), last + (f", {total:.4g} ms in all" if by_op else "")])
 
 
+def of_memory(report: Mapping[str, Any]) -> str:
+    """What all plans hold, and whether the batch has one of its own. `report` is the native program's."""
+    packed, most = (report[key] / 2**20 for key in ("packed_bytes", "most_bytes"))
+    own = (
+        ""
+        if report["planned"]
+        else f"; batch {report['batch']} runs by the plans of others: plan it for one of its own"
+    )
+    slices = f"{report['slices']} slice{'s' if report['slices'] != 1 else ''}"
+    return f"all plans: {slices}, {packed:.3g} of at most {most:.4g} MiB of packed weights{own}"
+
+
 def _speed(steps: Sequence[Mapping[str, Any]]) -> tuple[str, str, str]:
     """ms, 10^9 multiply-adds a second and the share of the peak of an operation's steps."""
     ms, macs = (sum(float(step[key]) for step in steps) for key in ("ms", "macs"))

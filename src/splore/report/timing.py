@@ -29,7 +29,7 @@ class Times:
 def time_run(run: RunFolder) -> Times:
     """Measures a run's nets. Raises LeftOut where one can't be had or compiled."""
     from splore.capture.compile import compile
-    from splore.engine.program_segment import fastest_ms
+    from splore.engine.program_segment import median_ms
 
     x = torch.zeros(1, *run.image_shape)
     stages = [stage for stage in ("after fine-tuning", "dense") if run.has(stage)]
@@ -37,7 +37,7 @@ def time_run(run: RunFolder) -> Times:
         engines = [compile(run.net(stage), x) for stage in stages]
     except ValueError as error:
         raise LeftOut(f"The net can't be compiled: {error}.") from error
-    ms = fastest_ms(*(partial(engine, x) for engine in engines))
+    ms = median_ms(*(partial(engine, x) for engine in engines))
     layers = []
     for engine in engines:
         by_name: dict[str, float] = defaultdict(float)
