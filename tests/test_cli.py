@@ -48,6 +48,7 @@ OPTIONS = {
 ODD = Recipe(
     model="timm:resnet18.a1_in1k",
     pretrained=True,
+    weights="weights.pt",
     method="low-rank",
     baseline=False,
     seed=17,

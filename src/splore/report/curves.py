@@ -65,6 +65,8 @@ def _ends(run: RunFolder) -> list[dict]:
     trained, steps = _trained(run), run.recipe["cut"]["steps"]
     tuned = sum(line["stage"] == "finetune" for line in run.epochs)
     epochs = {
+        "as given": 0,
+        "as decomposed": 0,
         "dense": sum(line["stage"] == "dense" for line in run.epochs),
         "after training": trained,
         "after the cut": trained + steps - 1,
