@@ -11,9 +11,9 @@ from images import CPU, equal, write_images
 from PIL import Image
 
 from splore.vision import Augment, open_data
-from splore.vision.data.folder import list_splits
+from splore.vision.data.class_folders import list_splits
 from splore.vision.data.images import Scale
-from splore.vision.data.memory import MemoryBatches
+from splore.vision.data.in_memory import MemoryBatches
 from splore.vision.data.order import TestOrder, TrainOrder
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities of TorchVision")

@@ -11,7 +11,7 @@ import run
 
 import splore
 from splore.postprocess.prune import budget_entries
-from splore.runs.recipe import check
+from splore.runs.recipe import check_recipe
 from splore.runs.recipe_file import load_recipe
 
 
@@ -20,7 +20,7 @@ from splore.runs.recipe_file import load_recipe
 def test_every_method_is_a_recipe_of_equal_epochs_without_a_teacher(net, method):
     words, epochs = run.overrides(net, method, 0.15, ["--train.epochs=3", "--finetune.epochs=3", "--cut.steps=2"])
     recipe = load_recipe(run.RECIPES / run.NETS[net][0], words)
-    check(recipe)
+    check_recipe(recipe)
     assert recipe.model == net and epochs == 6
     assert recipe.train.epochs + (recipe.finetune.epochs if recipe.method != "dense" else 0) == 6
     assert (recipe.baseline, recipe.finetune.distill > 0) == (method == "distilled", method == "distilled")

@@ -18,11 +18,11 @@ from splore.report import page, write
 from splore.report.chart import milliseconds
 from splore.report.curves import curve_charts
 from splore.report.energy import curves_between
-from splore.report.folder import LeftOut, open_runs
 from splore.report.fronts import Point, front
-from splore.report.layers import layers_of
+from splore.report.layer_section import layers_of
 from splore.report.mistakes import find_mistakes
 from splore.report.pictures import LEVELS, image_uri, largest, layer_pictures, matrix_uri
+from splore.report.run_folder import LeftOut, open_runs
 from splore.vision import build
 
 

@@ -15,7 +15,7 @@ from splore.runs.folder import RECIPE
 
 if TYPE_CHECKING:
     from splore.runs.recipe import Recipe
-    from splore.runs.recipe_keys import Section
+    from splore.runs.recipe_keys import KeySection
 
 T = TypeVar("T")
 
@@ -227,7 +227,7 @@ def _or_recipe(kind: Callable[[str], T]) -> Callable[[str], T | Path]:
     return read
 
 
-def _add_keys(parser: _Parser, sections: "Iterable[Section]") -> None:
+def _add_keys(parser: _Parser, sections: "Iterable[KeySection]") -> None:
     """Adds the keys of a recipe as options, and whole sections and parts of keys, which the help leaves out."""
     parser.set_defaults(overrides=[])
     for section in sections:

@@ -29,7 +29,7 @@ def run(recipe: "Recipe", out: Path, resume: bool = False) -> int:
 
     Nothing is written before the data, the model and the budgets have been found to be possible.
     """
-    from splore.runs.recipe import check
+    from splore.runs.recipe import check_recipe
     from splore.runs.recipe_file import recipe_yaml
 
     if resume and any(out.glob("*seed-*/")):
@@ -37,7 +37,7 @@ def run(recipe: "Recipe", out: Path, resume: bool = False) -> int:
     text = recipe_yaml(recipe)
     first = not int(os.environ.get("RANK", "0"))  # of the processes of one job, the one that writes
     try:
-        check(recipe)
+        check_recipe(recipe)
         if resume:
             _check_same(out, text)
         elif first:
@@ -91,7 +91,7 @@ def sweep(
     from splore.runs.prepare import fetch
     from splore.runs.recipe_file import recipe_yaml
     from splore.runs.sweep import Sweep, cluster_executor, local_executor, shares, trials_of, usual_jobs
-    from splore.runs.sweep_table import report
+    from splore.runs.sweep_table import report_sweep
 
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise Misuse("a sweep starts a process for each run: call splore itself, not by way of torchrun or accelerate")
@@ -125,7 +125,7 @@ def sweep(
             for path in [out / RECIPE, *(log_of(several.folder(trial)) for trial in trials)]:
                 path.unlink(missing_ok=True)  # so that a corrected command can use the folder
             raise Misuse(outcomes[0].why)
-        report(several, outcomes)
+        report_sweep(several, outcomes)
     return _said(several, outcomes, minutes)
 
 

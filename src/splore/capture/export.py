@@ -37,7 +37,7 @@ class Captured:
 
 
 @dataclass(frozen=True)
-class Structure:
+class OutputStructure:
     """What the model makes of its results: `leaves` holds what is no tensor, and None in the place of a tensor."""
 
     spec: pytree.TreeSpec
@@ -139,7 +139,7 @@ def _structure(exported: torch.export.ExportedProgram) -> Callable[[list], Any]:
         return only
     tensors = tuple(isinstance(leaf, fx.Node) for leaf in leaves)
     constants = tuple(None if tensor else leaf for leaf, tensor in zip(leaves, tensors, strict=True))
-    return Structure(spec, constants, tensors)
+    return OutputStructure(spec, constants, tensors)
 
 
 def _flow(pieces: list[Piece], source: fx.Node, results: list[fx.Node], structure: Callable[[list], Any]) -> Flow:

@@ -105,10 +105,10 @@ def ranks_within(budget: int, matrices: Mapping[str, Tensor], least: int) -> dic
         offers += [(-gains[i].item(), name, i) for i in range(least, largest_useful_rank(matrix.shape))]
     full: set[str] = set()
     for _, name, _ in sorted(offers):
-        price = sum(matrices[name].shape)
-        if price > left:
+        cost = sum(matrices[name].shape)
+        if cost > left:
             full.add(name)
         if name not in full:
             ranks[name] += 1
-            left -= price
+            left -= cost
     return ranks

@@ -22,8 +22,8 @@ CAUTION = 4.0
 """c. With c = 1 a trained ResNet-20 at 30 % of its parameters came nearer to the outputs of the dense net than with S
 alone, and yet classified worse: a last layer took rank 10, for ten classes, and little else."""
 
-TURNS, HALVINGS, RANGE = 6, 14, 30
-"""Turns of L and S at most, and bisection steps, over so many octaves of p."""
+ROUNDS, HALVINGS, RANGE = 6, 14, 30
+"""Rounds of L and S at most, and bisection steps, over so many octaves of p."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def split_at(W: Tensor, cost: float, most: int) -> Split:
 
 def _alternate(W: Tensor, mask: Tensor, cost: float, most: int) -> Split:
     A, B = W[:, :0], W[:0]
-    for _ in range(TURNS):
+    for _ in range(ROUNDS):
         A, B = _directions(W - (W - A @ B) * mask, CAUTION * cost * sum(W.shape), most)
         before, mask = mask, (W - A @ B).square() > cost
         if torch.equal(mask, before):

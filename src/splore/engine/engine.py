@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Images = TypeVar("Images", bound=Any)  # a NumPy array or a torch tensor
 
 
-class TorchSegment(Protocol):
+class SegmentInTorch(Protocol):
     """A part of a captured model that stays in torch; `reasons` says why it is no program, by operator."""
 
     @property
@@ -57,7 +57,7 @@ class Engine:
 
     def __init__(
         self,
-        segments: "tuple[Program | TorchSegment, ...]",
+        segments: "tuple[Program | SegmentInTorch, ...]",
         input: tuple[int, ...],
         output: Any,  # noqa: ANN401
         threads: int | None = None,
@@ -166,11 +166,11 @@ class Engine:
             return run_torch(self._dense[0], [x])
         return self._flow.run(self._segments, x, self._call)
 
-    def _call(self, segment: "ProgramSegment | TorchSegment", values: list) -> Sequence:
+    def _call(self, segment: "ProgramSegment | SegmentInTorch", values: list) -> Sequence:
         return [segment(*values)] if isinstance(segment, ProgramSegment) else run_torch(segment, values)
 
 
-def run_torch(module: "nn.Module | TorchSegment", values: Sequence) -> list:
+def run_torch(module: "nn.Module | SegmentInTorch", values: Sequence) -> list:
     """The tensors that a torch module gives for values as NumPy arrays, with the threads that torch is set to."""
     import torch
     from torch.utils._pytree import tree_leaves

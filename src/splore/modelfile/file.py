@@ -29,7 +29,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.overrides import TorchFunctionMode
 
 from splore.files import json_object, sha256, write_whole
-from splore.modelfile.state import check, restore, to_tensors
+from splore.modelfile.state import check_network, restore, to_tensors
 from splore.modelfile.structure import ModelFileError, Structure, from_json, join, to_json
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def _built(structure: Structure, tensors: dict[str, Tensor], most: int) -> nn.Mo
         origin = Origin(**structure.origin)
         skeleton = _without_storage(rebuild, origin)
         if skeleton is not None:
-            check(skeleton, structure, tensors)
+            check_network(skeleton, structure, tensors)
         with _Bounded(min(most, _expected_bytes(structure, tensors))):
             return rebuild(origin)
     except (TypeError, ValueError, RuntimeError) as error:

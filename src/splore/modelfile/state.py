@@ -62,7 +62,7 @@ def to_tensors(model: nn.Module) -> tuple[Structure, dict[str, Tensor]]:
     return Structure(None, tuple(structures), ties), tensors
 
 
-def check(model: nn.Module, structure: Structure, tensors: Mapping[str, Tensor]) -> None:
+def check_network(model: nn.Module, structure: Structure, tensors: Mapping[str, Tensor]) -> None:
     """Whether a network, dense and perhaps without storage, is the one that the file is of.
 
     Raises:
@@ -100,7 +100,7 @@ def restore(model: nn.Module, structure: Structure, tensors: Mapping[str, Tensor
     Raises:
         ModelFileError: the file is of another network, or what it says of its sparse parts is not so.
     """
-    check(model, structure, tensors)
+    check_network(model, structure, tensors)
     if any(t.is_meta for t in model.state_dict().values()):
         raise ModelFileError("expected a model with storage to load into, found one on 'meta': build it on the CPU")
     state = dict(tensors)

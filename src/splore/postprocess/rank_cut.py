@@ -79,7 +79,7 @@ def cut_ranks(model: nn.Module, energy: float) -> dict[str, int]:
 
 @torch.no_grad()
 def share_budget(model: nn.Module, params: int | float, score: Score = lamp) -> dict[str, int]:
-    """Cuts every rank to what a budget that L shares with S makes worth its price, in place; returns the ranks.
+    """Cuts every rank to what a budget that L shares with S makes worth its cost, in place; returns the ranks.
 
     A singular direction of L costs m + k parameters, an entry of S costs 1, and a layer pays for an entry what the
     weakest one that the budget lets it keep is worth: p, its energy. Its rank is then the r that makes least of

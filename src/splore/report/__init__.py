@@ -26,8 +26,8 @@ def write(
         OSError: the file could not be written.
     """
     from splore.files import write_whole
-    from splore.report.folder import open_runs
     from splore.report.page import render
+    from splore.report.run_folder import open_runs
 
     text = render(open_runs(runs, own_code), time)
     write_whole(path, "the report", text.encode())

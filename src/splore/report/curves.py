@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from splore.report.chart import AUTOSIZE, LEGEND, METHODS, Chart, coloured
-from splore.report.folder import RunFolder
+from splore.report.run_folder import RunFolder
 
 _STAGES = {"dense": "dense", "train": "training", "finetune": "fine-tuning"}
 

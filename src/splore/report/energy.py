@@ -9,7 +9,7 @@ from torch import nn
 
 from splore.design.layers import LowRankSparse, decomposed_layers
 from splore.report.chart import AUTOSIZE, Chart
-from splore.report.folder import LeftOut, RunFolder
+from splore.report.run_folder import LeftOut, RunFolder
 
 POINTS = 60
 """Points of a curve, spread evenly over the logarithm of the share of entries."""

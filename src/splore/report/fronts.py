@@ -7,7 +7,7 @@ from typing import Any
 
 from splore.measure.report import count, size
 from splore.report.chart import AUTOSIZE, LEGEND, METHODS, Chart, coloured, milliseconds
-from splore.report.folder import RunFolder
+from splore.report.run_folder import RunFolder
 from splore.report.timing import Times
 
 _SHAPES = {"dense": "square", "A·B + S": "circle", "S alone": "triangle-up", "A·B alone": "diamond"}

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from splore.report.folder import LeftOut, RunFolder
 from splore.report.pictures import image_uri
+from splore.report.run_folder import LeftOut, RunFolder
 from splore.vision import Batches
 
 NETS = {"compressed": "after fine-tuning", "dense": "dense"}

@@ -5,9 +5,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from splore.report.folder import RunFolder
 from splore.report.fronts import front_charts
 from splore.report.pictures import PIXELS
+from splore.report.run_folder import RunFolder
 from splore.report.sections import UNTIMED, Section, section
 
 HERE = Path(__file__).parent

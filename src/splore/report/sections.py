@@ -12,11 +12,11 @@ from splore.measure.report import count, percent, size
 from splore.report.chart import METHODS, Chart, milliseconds
 from splore.report.curves import curve_charts
 from splore.report.energy import energy_chart, energy_curves
-from splore.report.folder import LeftOut, RunFolder
 from splore.report.fronts import Point, points_of
-from splore.report.layers import Layer, layer_charts, layers_of, said_of
+from splore.report.layer_section import Layer, layer_charts, layers_of, said_of
 from splore.report.mistakes import Mistakes, find_mistakes
 from splore.report.pictures import LayerPicture, layer_pictures
+from splore.report.run_folder import LeftOut, RunFolder
 from splore.report.timing import Times, time_run
 
 UNTIMED = "Milliseconds were not measured: splore report --time measures them on the machine at hand."

@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from splore.report.folder import LeftOut, RunFolder
+from splore.report.run_folder import LeftOut, RunFolder
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from splore.design.decompose import Summary, decompose
 from splore.design.layers import decomposed_layers
 from splore.forward import evaluating
 from splore.postprocess.prune import entries_within
-from splore.runs.recipe import DataRecipe, HardwareRecipe, Recipe, check, design_of
+from splore.runs.recipe import DataRecipe, HardwareRecipe, Recipe, check_recipe, design_of
 from splore.vision import Data, build, open_data, read_weights, start_from
 
 
@@ -63,7 +63,7 @@ def prepare(recipe: Recipe, out: Path) -> Prepared:
         FileNotFoundError: missing data, a missing compiler.
         ImportError: a tracker, or a library of nets or data, that isn't installed.
     """
-    check(recipe)
+    check_recipe(recipe)
     hardware = recipe.hardware
     if hardware.threads:
         torch.set_num_threads(hardware.threads)

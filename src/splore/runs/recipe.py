@@ -220,7 +220,7 @@ def design_of(recipe: Recipe) -> Design:
     )
 
 
-def check(recipe: Recipe) -> None:
+def check_recipe(recipe: Recipe) -> None:
     """Raises ValueError for values that no run can have, before any work is done."""
     train, cut, tune = recipe.train, recipe.cut, recipe.finetune
     at_least = [

@@ -33,7 +33,7 @@ class Key:
 
 
 @dataclass(frozen=True)
-class Section:
+class KeySection:
     """The keys that stand together in a recipe; `name` is empty for those that stand at its head."""
 
     name: str
@@ -41,7 +41,7 @@ class Section:
     keys: tuple[Key, ...]
 
 
-def recipe_sections() -> list[Section]:
+def recipe_sections() -> list[KeySection]:
     """All keys of a recipe by section, in its order."""
     hints = get_type_hints(Recipe)
     default = Recipe()
@@ -64,7 +64,7 @@ def markdown() -> str:
     return "\n".join(blocks)
 
 
-def _section(name: str, default: Any, without: list[str]) -> Section:  # noqa: ANN401 - any of the recipe's dataclasses
+def _section(name: str, default: Any, without: list[str]) -> KeySection:  # noqa: ANN401 - any of the recipe's dataclasses
     kind = type(default)
     hints = get_type_hints(kind)
     doc = parse(kind.__doc__ or "")
@@ -83,7 +83,7 @@ def _section(name: str, default: Any, without: list[str]) -> Section:  # noqa: A
         for field in fields(kind)
         if field.name not in without
     )
-    return Section(name, (doc.short_description or "").removesuffix("."), keys)
+    return KeySection(name, (doc.short_description or "").removesuffix("."), keys)
 
 
 def _words(hint: Any) -> list[str]:  # noqa: ANN401 - a type, or what typing makes of several

@@ -15,7 +15,7 @@ from splore.runs.folder import write_summary
 from splore.runs.journal import Journal
 from splore.runs.recipe import Recipe
 from splore.train.checkpoint import Checkpoints, random_state
-from splore.train.loop import Position, check_finite
+from splore.train.loop import Position, check_not_diverged
 from splore.train.shards import optimizer_state
 
 STAGES = ("dense", "train", "finetune", "done")
@@ -105,7 +105,7 @@ class Record:
         for shards are gathered.
         """
         if model is not None:
-            check_finite(model, at.sums)
+            check_not_diverged(model, at.sums)
         steps = optimizer_state(optimizer) if optimizer is not None else None
         if self.main:
             self.checkpoints.save(

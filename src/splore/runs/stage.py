@@ -15,7 +15,7 @@ from splore.runs.progress import Display
 from splore.runs.record import STAGES, Record
 from splore.runs.stop import StopRequest
 from splore.train.checkpoint import set_random_state
-from splore.train.loop import Clock, Diverged, Position, Stopped, check_finite, fit, warm_cosine
+from splore.train.loop import Clock, Diverged, Position, Stopped, check_not_diverged, fit, warm_cosine
 from splore.train.losses import Loss
 from splore.train.penalties import parameter_groups
 from splore.train.shards import Shards, set_optimizer_state
@@ -165,7 +165,7 @@ class Stage:
     def _end_epoch(self, at: Position) -> None:
         prepared, model = self.prepared, self.model
         self._gather()
-        check_finite(model, at.sums)
+        check_not_diverged(model, at.sums)
         number, last = at.epoch + 1, at.epoch + 1 == self.schedule.epochs
         due = last or number % prepared.recipe.evaluate_every == 0
         tested = common_score(model, prepared.data.test, prepared.accelerator) if due else None

@@ -16,7 +16,7 @@ from splore.files import write_whole
 from splore.machine import usable_cores
 from splore.names import nearest
 from splore.runs.folder import SUMMARY
-from splore.runs.recipe import Method, Recipe, check
+from splore.runs.recipe import Method, Recipe, check_recipe
 from splore.runs.recipe_file import overrides
 from splore.runs.stop import on_stop
 from splore.runs.trial import Trial, carry_out, log_of
@@ -59,7 +59,7 @@ def trials_of(
             changed = replace(changed, cut=replace(recipe.cut, params=share, energy=None))
         if "dense" in methods and method != "dense" and not recipe.finetune.distill:
             changed = replace(changed, baseline=False)
-        check(changed)
+        check_recipe(changed)
         parts = [*([method] if methods else []), *([] if share is None else [f"{100 * share:g}"])]
         group = " ".join([*parts[:-1], f"{parts[-1]} %"] if share is not None else parts)
         name = "-".join([*parts, f"seed-{seed}"])

@@ -53,7 +53,7 @@ def _table(title: str, rows: list[tuple[str, dict]]) -> Report:
     return Report(columns, tuple(cells))
 
 
-def report(sweep: Sweep, outcomes: Sequence[Outcome]) -> None:
+def report_sweep(sweep: Sweep, outcomes: Sequence[Outcome]) -> None:
     """Prints the table of a sweep and writes its summary.json.
 
     Where the runs differ in their seeds alone the table is that of the stages, else it has a row for each group.

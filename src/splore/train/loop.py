@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 
-class Batches(Protocol):
+class TrainingBatches(Protocol):
     """The training split as the loop reads it; `splore.vision.Batches` says more of it."""
 
     def __len__(self) -> int:
@@ -58,7 +58,7 @@ def warm_cosine(progress: float, peak: float, warmup: float, final: float = 0.0)
 
 def fit(
     model: nn.Module,
-    batches: Batches,
+    batches: TrainingBatches,
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
     *,
@@ -115,7 +115,7 @@ def fit(
         position.sums = torch.zeros_like(position.sums)
 
 
-def check_finite(model: nn.Module, sums: Tensor) -> None:
+def check_not_diverged(model: nn.Module, sums: Tensor) -> None:
     """Raises Diverged when the summed loss, a parameter or a statistic is NaN or infinite. Waits for the device."""
     statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
     norms = torch._foreach_norm([*(p.detach() for p in model.parameters()), *statistics], 2)

@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from splore.vision.data.memory import Augment
+    from splore.vision.data.in_memory import Augment
     from splore.vision.data.open import Batches, Data, open_data
     from splore.vision.nets.build import NETS, Origin, build, read_weights, rebuild, start_from, usual_image
 

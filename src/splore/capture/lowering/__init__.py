@@ -2,12 +2,12 @@
 
 from torch import Tensor, fx
 
-from splore.capture.lowering import layers, pointwise, shapes
+from splore.capture.lowering import convolutions, pointwise, shapes
 from splore.capture.lowering.exported import Exported, Lowered, Unsupported, arguments, module_name
 
 __all__ = ["Exported", "Lowered", "Unsupported", "arguments", "lower", "module_name"]
 
-LOWERINGS = layers.LOWERINGS | pointwise.LOWERINGS | shapes.LOWERINGS
+LOWERINGS = convolutions.LOWERINGS | pointwise.LOWERINGS | shapes.LOWERINGS
 
 
 def lower(node: fx.Node, model: Exported) -> Lowered:

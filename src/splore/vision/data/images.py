@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from splore.vision.data.folder import Listing
+from splore.vision.data.class_folders import Listing
 
 FEW = 4096
 """Images that are decoded sooner than worker processes have started."""
@@ -122,7 +122,7 @@ def leave_interrupts_to_parent(worker: int) -> None:
 
 
 @dataclass(frozen=True)
-class Scale:
+class Normalisation:
     """Normalisation of pixel values as they are stored: (pixel - mean) / std for each channel."""
 
     mean: tuple[float, ...]
@@ -136,9 +136,9 @@ class Scale:
         return (1 / std).float().to(device), (mean / std).float().to(device)
 
 
-def pixel_scale(mean: tuple[float, ...], std: tuple[float, ...]) -> Scale:
+def pixel_scale(mean: tuple[float, ...], std: tuple[float, ...]) -> Normalisation:
     """The normalisation of 8-bit pixels by a mean and a deviation given for pixels in 0 ... 1, as is usual."""
-    return Scale(tuple(255 * value for value in mean), tuple(255 * value for value in std))
+    return Normalisation(tuple(255 * value for value in mean), tuple(255 * value for value in std))
 
 
 IMAGENET_SCALE = pixel_scale((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

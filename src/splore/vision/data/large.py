@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from splore.vision.data.folder import Listing
-from splore.vision.data.images import IMAGENET_SCALE, Scale
+from splore.vision.data.class_folders import Listing
+from splore.vision.data.images import IMAGENET_SCALE, Normalisation
 from splore.vision.data.workers import BadSample, ImageSamples, SampleReader, Samples
 from splore.vision.nets.own import call, import_callable, takes
 
@@ -21,7 +21,7 @@ class LargeData:
     test: Samples
     classes: list[str]
     image_shape: tuple[int, int, int]
-    scale: Scale | None
+    scale: Normalisation | None
 
 
 def large_folder(train: Listing, test: Listing) -> LargeData:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from splore.machine import cores_per_process
 from splore.names import UnknownName, nearest
-from splore.vision.data.folder import list_splits
+from splore.vision.data.class_folders import list_splits
 from splore.vision.data.images import CIFAR_SCALES, image_shape
+from splore.vision.data.in_memory import Augment, MemoryBatches
 from splore.vision.data.large import LargeData, large_folder, own
-from splore.vision.data.memory import Augment, MemoryBatches
 from splore.vision.data.order import TestOrder, TrainOrder
 from splore.vision.data.small import SmallData, cifar, digits, small_folder
 from splore.vision.data.workers import WorkerBatches

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from splore.vision.data.folder import Listing, list_splits
-from splore.vision.data.images import CIFAR_SCALES, GREY_SCALE, IMAGENET_SCALE, Scale, decode_all, image_shape
-from splore.vision.data.memory import Augment
+from splore.vision.data.class_folders import Listing, list_splits
+from splore.vision.data.images import CIFAR_SCALES, GREY_SCALE, IMAGENET_SCALE, Normalisation, decode_all, image_shape
+from splore.vision.data.in_memory import Augment
 
 
 @dataclass(frozen=True)
-class Split:
+class SmallSplit:
     """All images (samples, C, H, W), uint8, and labels (samples,), int64, of one split."""
 
     images: Tensor
@@ -28,10 +28,10 @@ class Split:
 class SmallData:
     """A data set in memory, and how it is usually normalised and augmented."""
 
-    train: Split
-    test: Split
+    train: SmallSplit
+    test: SmallSplit
     classes: list[str]
-    scale: Scale
+    scale: Normalisation
     augment: Augment
 
     @property
@@ -58,9 +58,11 @@ def digits() -> SmallData:
     images = torch.from_numpy(loaded.images.astype(np.uint8)).unsqueeze(1)
     labels = torch.from_numpy(loaded.target.astype(np.int64))
     train, test = (
-        Split(images[torch.from_numpy(chosen)], labels[torch.from_numpy(chosen)]) for chosen in (~tested, tested)
+        SmallSplit(images[torch.from_numpy(chosen)], labels[torch.from_numpy(chosen)]) for chosen in (~tested, tested)
     )
-    return SmallData(train, test, [str(digit) for digit in range(10)], Scale((0.0,), (16.0,)), Augment(1, flip=False))
+    return SmallData(
+        train, test, [str(digit) for digit in range(10)], Normalisation((0.0,), (16.0,)), Augment(1, flip=False)
+    )
 
 
 def cifar(name: str, root: str, workers: int, download: bool) -> SmallData:
@@ -96,13 +98,13 @@ def cifar(name: str, root: str, workers: int, download: bool) -> SmallData:
             f"the files of {name} in {files} are incomplete or altered: remove that folder and download it anew"
         ) from error
     splits = [
-        Split(torch.from_numpy(each.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(each.targets))
+        SmallSplit(torch.from_numpy(each.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(each.targets))
         for each in (train, test)
     ]
     return SmallData(splits[0], splits[1], list(train.classes), CIFAR_SCALES[name], Augment())
 
 
-def small_folder(train: Listing, test: Listing, workers: int, scale: Scale | None = None) -> SmallData:
+def small_folder(train: Listing, test: Listing, workers: int, scale: Normalisation | None = None) -> SmallData:
     """The images of two listings, all of the size of the first one; grey where that one is, else RGB.
 
     Without a `scale`, ImageNet's mean and deviation; training images are padded by an eighth of their width for the
@@ -112,5 +114,5 @@ def small_folder(train: Listing, test: Listing, workers: int, scale: Scale | Non
     """
     shape = image_shape(train.path(0))
     usual = IMAGENET_SCALE if shape[0] == 3 else GREY_SCALE
-    splits = [Split(decode_all(each, shape, workers), each.labels) for each in (train, test)]
+    splits = [SmallSplit(decode_all(each, shape, workers), each.labels) for each in (train, test)]
     return SmallData(splits[0], splits[1], train.classes, scale or usual, Augment(pad=shape[2] // 8))

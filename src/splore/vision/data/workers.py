@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
-from splore.vision.data.folder import Listing
-from splore.vision.data.images import Scale, UnreadableImage, leave_interrupts_to_parent, read_image
+from splore.vision.data.class_folders import Listing
+from splore.vision.data.images import Normalisation, UnreadableImage, leave_interrupts_to_parent, read_image
 from splore.vision.data.order import TestOrder, TrainOrder, mixed_seed
 
 
@@ -62,7 +62,7 @@ class WorkerBatches:
         seed: int,
         device: torch.device,
         workers: int,
-        scale: Scale | None = None,
+        scale: Normalisation | None = None,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         self.samples = order.samples

@@ -8,7 +8,7 @@ from splore.measure.cost import LayerCost, cost
 from splore.measure.report import count, percent, size
 from splore.report.chart import AUTOSIZE, LEGEND, Chart, coloured, milliseconds
 from splore.report.energy import Curve
-from splore.report.folder import LeftOut, RunFolder
+from splore.report.run_folder import LeftOut, RunFolder
 from splore.report.timing import Times
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from splore.vision.data.images import Scale
+from splore.vision.data.images import Normalisation
 from splore.vision.data.order import TestOrder, TrainOrder, generator
 
 
@@ -46,7 +46,7 @@ class MemoryBatches:
         images: Tensor,
         labels: Tensor,
         order: TrainOrder | TestOrder,
-        scale: Scale,
+        scale: Normalisation,
         device: torch.device,
         memory_format: torch.memory_format = torch.contiguous_format,
         augment: Augment | None = None,
