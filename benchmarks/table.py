@@ -6,7 +6,7 @@ python benchmarks/table.py > docs/results.md
 import json
 from pathlib import Path
 
-from splore.measure.report import StageRow, stage_table
+from splore.measure.tables import StageRow, stage_table
 
 RESULTS = Path(__file__).parent / "results"
 FIGURES = ("accuracy", "params", "params_kept", "macs_kept", "bytes")

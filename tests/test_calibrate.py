@@ -7,11 +7,11 @@ import torch
 from nets import decomposable, low_rank_plus_sparse
 from torch import nn
 
+from splore.design.allocate import CAUTION, share, split_at
 from splore.design.calibrate import Moments, fitted, moments
 from splore.design.decompose import Design, decompose
 from splore.design.layers import decomposed_layers
 from splore.design.matrix import Scheme, unfold
-from splore.design.share import CAUTION, share, split_at
 from splore.measure.cost import cost
 from splore.postprocess.prune import magnitude, prune
 

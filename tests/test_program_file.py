@@ -55,7 +55,7 @@ def write(path, structure, tensors):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda s, t: s.update(version=2), "expected version 1, found 2"),
+        (lambda s, t: s.update(version=2), "expected version 1 or below, found 2"),
         (lambda s, t: s.update(version=True), "expected version 1"),
         (lambda s, t: s.pop("input"), "attributes missing: \\['input'\\]"),
         (lambda s, t: s.update(extra=1), "unknown: \\['extra'\\]"),

@@ -173,7 +173,7 @@ def inspect(
 ) -> int:
     """Prints the table of layers of a model file, or of a net that is named as in a recipe."""
     from splore.measure.cost import cost
-    from splore.measure.report import layer_table, show
+    from splore.measure.tables import layer_table, show
     from splore.vision import build, usual_image
 
     if image is not None and (len(image) != 3 or min(image) < 1):

@@ -1,6 +1,6 @@
 """What a trained network keeps of its weights: A, B and S of every layer, by its data where there are inputs.
 
-With a budget, ranks and entries compete over the whole net (see `splore.design.share`). An error of one layer's
+With a budget, ranks and entries compete over the whole net (see `splore.design.allocate`). An error of one layer's
 outputs, as a share of their energy, does not weigh the same in every layer: how much it does is measured, by cutting
 one layer at a time to what a first division of the budget gives it, and looking at the network's outputs.
 """
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from splore.design.allocate import share
 from splore.design.calibrate import TINY, Moments, column_scale, fitted, moments
 from splore.design.matrix import Scheme, fold
-from splore.design.share import share
 from splore.design.start import from_trained
 from splore.forward import Epochs, batches_of, evaluating, run, split
 

@@ -115,8 +115,10 @@ def _program(metadata: Mapping[str, str], tensors: dict[str, NDArray]) -> Progra
         raise ValueError(f"no {PROGRAM!r} in its metadata; was it written by Engine.save?")
     structure = json_object(text)
     version = structure.get("version")
-    if type(version) is not int or version != VERSION:
-        raise ValueError(f"expected version {VERSION}, found {version!r:.80}; was it written by a newer splore?")
+    if type(version) is not int or not 1 <= version <= VERSION:
+        raise ValueError(
+            f"expected version {VERSION} or below, found {version!r:.80}; was it written by a newer splore?"
+        )
     if metadata.get(CHECKSUM) != checksum(text, tensors):
         raise ValueError("the checksum does not match: the file was altered or damaged")
     _expect_keys(structure, {"version", "input", "flat_input", "flat_output", "ops"})

@@ -92,7 +92,7 @@ class Cost(Figures):
         return cls(layers=layers, **sums)
 
     def __str__(self) -> str:
-        from splore.measure.report import layer_table  # what draws tables takes a moment to import
+        from splore.measure.tables import layer_table  # what draws tables takes a moment to import
 
         return str(layer_table(self))
 

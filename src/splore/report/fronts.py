@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from splore.measure.report import count, size
+from splore.measure.tables import count, size
 from splore.report.chart import AUTOSIZE, LEGEND, METHODS, Chart, coloured, milliseconds
 from splore.report.run_folder import RunFolder
 from splore.report.timing import Times

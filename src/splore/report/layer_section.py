@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from splore.measure.cost import LayerCost, cost
-from splore.measure.report import count, percent, size
+from splore.measure.tables import count, percent, size
 from splore.report.chart import AUTOSIZE, LEGEND, Chart, coloured, milliseconds
 from splore.report.energy import Curve
 from splore.report.run_folder import LeftOut, RunFolder

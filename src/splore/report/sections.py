@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from splore.measure.report import count, percent, size
+from splore.measure.tables import count, percent, size
 from splore.report.chart import METHODS, Chart, milliseconds
 from splore.report.curves import curve_charts
 from splore.report.energy import energy_chart, energy_curves

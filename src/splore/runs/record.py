@@ -10,7 +10,7 @@ from torch import nn
 from splore.measure.accuracy import Score
 from splore.measure.cost import Cost
 from splore.measure.provenance import provenance
-from splore.measure.report import StageRow
+from splore.measure.tables import StageRow
 from splore.runs.folder import write_summary
 from splore.runs.journal import Journal
 from splore.runs.recipe import Recipe

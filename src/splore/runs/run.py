@@ -12,7 +12,7 @@ from torch import nn
 
 from splore.design.layers import decomposed_layers
 from splore.measure.cost import cost
-from splore.measure.report import stage_table
+from splore.measure.tables import stage_table
 from splore.modelfile.file import dense_bytes, load, save
 from splore.postprocess import prune as cuts
 from splore.postprocess import rank_cut as ranks

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from statistics import mean, stdev
 
-from splore.measure.report import Column, Report, percent, show, size
+from splore.measure.tables import Column, Report, percent, show, size
 from splore.runs.folder import SUMMARY, write_summary
 from splore.runs.sweep import Outcome, Sweep
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from splore.vision.nets.build import NETS, Origin, build, read_weights, rebuild, start_from, usual_image
 
 _HOMES = {
-    "data.memory": ("Augment",),
+    "data.in_memory": ("Augment",),
     "data.open": ("Batches", "Data", "open_data"),
     "nets.build": ("NETS", "Origin", "build", "read_weights", "rebuild", "start_from", "usual_image"),
 }

@@ -8,7 +8,7 @@ from torch import nn
 
 from splore.design.decompose import Design, decompose
 from splore.measure.cost import cost
-from splore.measure.report import StageRow, count, layer_table, percent, show, size, stage_table
+from splore.measure.tables import StageRow, count, layer_table, percent, show, size, stage_table
 
 
 @pytest.mark.parametrize(
