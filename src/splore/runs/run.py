@@ -23,10 +23,10 @@ from splore.runs.progress import Display
 from splore.runs.record import FILES, Record
 from splore.runs.stage import Schedule, Stage
 from splore.runs.stop import StopRequest
+from splore.train.attach import attach
 from splore.train.loop import Position
 from splore.train.losses import Loss, cross_entropy, distilled
-from splore.train.masks import MaskHold, hold_masks
-from splore.train.penalties import L1, FrobeniusDecay, Scaling
+from splore.train.penalties import Scaling
 
 
 class Run:
@@ -97,13 +97,13 @@ class Run:
         train = self.recipe.train
 
         def objective(net: nn.Module, optimizer: torch.optim.Optimizer) -> Loss:
-            l1, decay = L1(net, train.l1, Scaling(train.l1_scaling)), FrobeniusDecay(net, train.frobenius)
-            optimizer.register_step_pre_hook(lambda *_: decay.add_gradients())
+            scaling = Scaling(train.l1_scaling)
+            l1 = attach(
+                net, optimizer, l1=train.l1, frobenius=train.frobenius, scaling=scaling, proximal=train.proximal
+            ).l1
             if train.proximal:
-                optimizer.register_step_post_hook(lambda opt, *_: l1.shrink(_reach(opt)))
                 return self._entropy
-            # Its gradient apart from that of the loss, for that is taken of whole parameters, and S may be in shards.
-            optimizer.register_step_pre_hook(lambda *_: l1.add_gradients())
+            # The loss shows the l1, whose gradient is added to S by itself, for S may be in shards.
             return lambda outputs, labels, images: self._entropy(outputs, labels, images) + l1.penalty().detach()
 
         schedule = Schedule(train.epochs, train.lr, train.warmup_epochs, train.final_lr)
@@ -120,12 +120,9 @@ class Run:
             return
         if not resumed or resumed["optimizer"] is None:
             self._cut_ranks(model)
-        held: list[MaskHold] = []
 
         def objective(net: nn.Module, optimizer: torch.optim.Optimizer) -> Loss:
-            decay = FrobeniusDecay(net, self.recipe.train.frobenius)
-            optimizer.register_step_pre_hook(lambda *_: decay.add_gradients())
-            held.append(hold_masks(net, optimizer))
+            attach(net, optimizer, frobenius=self.recipe.train.frobenius)
             if tune.distill and teacher is not None:
                 autocast = self.prepared.accelerator.autocast
                 return distilled(self._entropy, teacher, tune.distill, tune.temperature, autocast)
@@ -134,8 +131,6 @@ class Run:
         def cut(epoch: int) -> None:
             if epoch < steps:
                 self._cut(model, (epoch + 1) / steps)
-                for hold in held:
-                    hold.refresh()
                 if epoch == steps - 1:
                     self._row("after the cut", model)
 
@@ -191,9 +186,3 @@ class Run:
         self.display.say(
             f"{name}: {score.accuracy:.2f} % on {score.samples:,} test images, {found.params:,} parameters"
         )
-
-
-def _reach(optimizer: torch.optim.Optimizer) -> float:
-    """How far a steady unit gradient moves a parameter in one step of SGD: lr / (1 - momentum)."""
-    group = optimizer.param_groups[0]
-    return group["lr"] / max(1 - group["momentum"], 1e-3)

@@ -48,7 +48,8 @@ def rate(optimizer: Optimizer, group: Group, state: State) -> Rate:
 @rate.register(SGD)
 def _sgd(optimizer: SGD, group: Group, state: State) -> Rate:
     momentum = group["momentum"]
-    return float(group["lr"]) * ((1 - group["dampening"]) / (1 - momentum) if momentum else 1.0)
+    amplified = (1 - group["dampening"]) / max(1 - momentum, 1e-3)  # of a momentum of 1 there is no steady state
+    return float(group["lr"]) * (amplified if momentum else 1.0)
 
 
 @rate.register(Adam)  # AdamW is one
