@@ -12,7 +12,7 @@ from PIL import Image
 
 from splore.vision import Augment, open_data
 from splore.vision.data.class_folders import list_splits
-from splore.vision.data.images import Scale
+from splore.vision.data.images import Normalisation
 from splore.vision.data.in_memory import MemoryBatches
 from splore.vision.data.order import TestOrder, TrainOrder
 
@@ -78,7 +78,7 @@ def test_crops_and_flips():
     images = numbered.repeat(samples, 2, 1, 1)
     order = TrainOrder(samples, 500, seed=3)
     batches = MemoryBatches(
-        images, torch.arange(samples), order, Scale((0.0,), (1.0,)), CPU, augment=Augment(pad, flip=True)
+        images, torch.arange(samples), order, Normalisation((0.0,), (1.0,)), CPU, augment=Augment(pad, flip=True)
     )
     seen = torch.cat([x for x, _ in batches.epoch(0)])
     padded = torch.nn.functional.pad(numbered[0, 0].float(), (pad, pad, pad, pad))
@@ -96,7 +96,7 @@ def test_crops_and_flips():
 
 def test_normalisation():
     images = torch.randint(0, 256, (10, 3, 4, 4), dtype=torch.uint8)
-    scale = Scale((10.0, 20.0, 30.0), (2.0, 3.0, 4.0))
+    scale = Normalisation((10.0, 20.0, 30.0), (2.0, 3.0, 4.0))
     batches = MemoryBatches(images, torch.arange(10), TestOrder(10, 4), scale, CPU)
     seen = torch.cat([x for x, _ in batches.epoch(0)])
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in (scale.mean, scale.std))
