@@ -3,7 +3,7 @@
 import os
 import sys
 
-from splore.commands import Misuse
+from splore.commands.parser import Misuse
 from splore.names import UnknownName
 
 
