@@ -26,6 +26,7 @@ _HOMES = {
     "capture.compile": ("compile",),
     "engine.engine": ("Engine",),
     "modelfile.file": ("ModelFileError", "load", "save"),
+    "task": ("Preprocessing", "Task"),
     "measure.accuracy": ("evaluate",),
     "vision": ("build",),
 }
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from splore.postprocess.prune import cubic, energy_share, lamp, magnitude, prune, relative
     from splore.postprocess.rank_cut import cut_ranks, share_budget
     from splore.postprocess.recalibrate import recalibrate
+    from splore.task import Preprocessing, Task
     from splore.train.attach import attach
     from splore.train.masks import hold_masks
     from splore.train.penalties import L1, FrobeniusDecay, Scaling, parameter_groups

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from splore.capture.export import capture
 from splore.engine.engine import Engine
+from splore.task import task_of
 
 
 def compile(
@@ -28,7 +29,9 @@ def compile(
     where a part of it needs torch but the result shall be deterministic.
     """
     captured = capture(model, example_input)
-    engine = Engine(captured.segments, captured.input, captured.output, threads, captured.flow, deterministic)
+    engine = Engine(
+        captured.segments, captured.input, captured.output, threads, captured.flow, deterministic, task_of(model)
+    )
     for batch in (len(example_input), *batches):
         if batch:
             engine.plan(batch)

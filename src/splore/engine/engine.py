@@ -20,6 +20,7 @@ from splore.engine.flow import Flow, only
 from splore.engine.program import Floats, Program
 from splore.engine.program_segment import ProgramSegment, median_ms
 from splore.machine import usable_cores
+from splore.task import Task
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -53,6 +54,8 @@ class Engine:
 
     `deterministic` gives an image the same result to the bit, whatever the batch, the timing and the engine, on
     machines of one instruction set. It takes one kind of slice for every image, and is slower for it.
+
+    `task` is what the model is for, its classes and the preprocessing of images, where it is known.
     """
 
     def __init__(
@@ -63,11 +66,12 @@ class Engine:
         threads: int | None = None,
         flow: Flow | None = None,
         deterministic: bool = False,
+        task: Task | None = None,
     ) -> None:
         if threads is not None and threads < 1:
             raise ValueError(f"expected at least one thread, found {threads}")
         self.threads = threads or usable_cores()
-        self.input, self.output = input, output
+        self.input, self.output, self.task = input, output, task
         in_torch = "\n".join(plan_table.of_torch(s.reasons) for s in segments if not isinstance(s, Program))
         if deterministic and in_torch:
             raise ValueError(f"a part of this model needs torch, which promises no result to the bit:\n{in_torch}")
@@ -92,7 +96,7 @@ class Engine:
         program = program_file.load(path, image_bytes)
         input = program.input[:1] if program.flat_input else program.input
         output = program.output[:1] if program.flat_output else program.output
-        return cls((program,), input, output, threads, deterministic=deterministic)
+        return cls((program,), input, output, threads, deterministic=deterministic, task=program_file.load_task(path))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the engine to a file that runs without torch. Raises ValueError where a part of it needs torch."""
@@ -101,7 +105,7 @@ class Engine:
         if len(self._segments) != 1 or not isinstance(self._segments[0], ProgramSegment):
             in_torch = "\n".join(plan_table.of_torch(s.reasons) for s in self._segments if hasattr(s, "reasons"))
             raise ValueError(f"a part of this model needs torch, so it can't be saved to run without:\n{in_torch}")
-        program_file.save(self._segments[0].program, path)
+        program_file.save(self._segments[0].program, path, self.task)
 
     def __call__(self, x: Images) -> Images:
         """The result (N, ...) for a batch (N, ...) of float32, without gradients. ValueError for any other input."""

@@ -8,6 +8,8 @@ The metadata of the file holds two texts:
   with `op` and the attributes of that operation;
 - `splore.checksum`: SHA-256 of that JSON and of every tensor, in the order of their names.
 
+It may hold a third, `splore.task`: JSON with `classes`, `preprocessing` and the SHA-256 of both, see `splore.task`.
+
 `load` trusts nothing: a file that is cut, altered or built to harm raises ValueError before anything runs. What it
 allocates is bounded by the size of the file, and what the program takes to run by a limit that the caller sets.
 """
@@ -28,10 +30,11 @@ from splore.engine import memory
 from splore.engine.program import Act, Activate, Add, Affine, Concat, Conv, Flatten, Mul, Op, Pool, Program, arrays
 from splore.engine.weight import Scale, Weight
 from splore.files import json_object, numbers, sha256, typed, write_whole
+from splore.task import Task
 
 VERSION = 1
 MESSAGE = 300  # characters of an error: what it repeats of the file may be of any length
-PROGRAM, CHECKSUM = "splore.program", "splore.checksum"
+PROGRAM, CHECKSUM, TASK = "splore.program", "splore.checksum", "splore.task"
 
 KINDS: dict[str, type] = {
     "conv": Conv, "pool": Pool, "add": Add, "mul": Mul, "activate": Activate, "affine": Affine, "concat": Concat,
@@ -41,11 +44,15 @@ WEIGHT = tuple(field.name for field in fields(Weight))
 ARRAYS = {Conv: (*WEIGHT, "bias", "pre.scale", "pre.shift"), Affine: ("scale", "shift")}
 
 
-def save(program: Program, path: str | os.PathLike[str]) -> None:
+def save(program: Program, path: str | os.PathLike[str], task: Task | None = None) -> None:
     """Writes the program; whoever reads the path meanwhile sees the old file or the new one, never a part."""
     structure = json.dumps(describe(program), separators=(",", ":"))
     tensors = {f"{i}.{name}": array for i, op in enumerate(program.ops) for name, array in arrays(op)}
-    data = to_bytes(tensors, {PROGRAM: structure, CHECKSUM: checksum(structure, tensors)})
+    texts = {PROGRAM: structure, CHECKSUM: checksum(structure, tensors)}
+    if task is not None:
+        text = json.dumps(task.to_json())
+        texts[TASK] = json.dumps({"sha256": sha256([text.encode()]), "task": text})
+    data = to_bytes(tensors, texts)
     write_whole(path, "the program file", data)
 
 
@@ -65,6 +72,22 @@ def load(path: str | os.PathLike[str], image_bytes: int = memory.IMAGE_BYTES) ->
         raise ValueError(f"{path} is not a whole safetensors file: {_short(error)}") from None
     except ValueError as error:  # without its cause, which may repeat megabytes of the file
         raise ValueError(f"{path} is not a valid program: {_short(error)}") from None
+
+
+def load_task(path: str | os.PathLike[str]) -> Task | None:
+    """What the network of a program file is for; None where the file doesn't say. Raises ValueError as `load` does."""
+    try:
+        with safe_open(os.fspath(path), framework="numpy") as file:
+            text = (file.metadata() or {}).get(TASK)
+        if text is None:
+            return None
+        found = json_object(text)
+        task = typed(found.get("task"), str)
+        if found.get("sha256") != sha256([task.encode()]):
+            raise ValueError("its checksum does not match: the file was altered or damaged")
+        return Task.from_json(json_object(task))
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} has no valid description of its task: {_short(error)}") from None
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, NDArray]]:

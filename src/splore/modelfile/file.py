@@ -31,6 +31,7 @@ from torch.overrides import TorchFunctionMode
 from splore.files import json_object, sha256, write_whole
 from splore.modelfile.state import check_network, restore, to_tensors
 from splore.modelfile.structure import ModelFileError, Structure, from_json, join, to_json
+from splore.task import Task, task_of
 
 if TYPE_CHECKING:
     from splore.vision import Origin
@@ -47,7 +48,7 @@ _DIGEST = re.compile(rb'\\"sha256\\":\\"([0-9a-f]{64})\\"')
 """The digest as it stands in the header, within the JSON text that is itself a JSON string."""
 
 
-def save(model: nn.Module, path: str | os.PathLike, source: "Origin | None" = None) -> None:
+def save(model: nn.Module, path: str | os.PathLike, source: "Origin | None" = None, task: Task | None = None) -> None:
     """Writes a network, decomposed or not, to one file. Whole or not at all: what was at `path` stays until the end.
 
     Args:
@@ -55,6 +56,7 @@ def save(model: nn.Module, path: str | os.PathLike, source: "Origin | None" = No
             timm's averages, the network within is written.
         path: the file to write, usually `*.safetensors`.
         source: where the net came from; taken from `model.origin` by default. With it `load` can build the net itself.
+        task: the names of its classes and the preprocessing of images; taken from `model.task` by default.
 
     Raises:
         ValueError: the model's state holds something that is not a plain, whole tensor, or NaN in a parameter.
@@ -63,11 +65,11 @@ def save(model: nn.Module, path: str | os.PathLike, source: "Origin | None" = No
     for name, parameter in model.named_parameters():
         if parameter.isnan().any():
             raise ValueError(f"expected numbers, found NaN in {name!r}: go back to the last good checkpoint")
-    write_whole(path, "the model file", *_serialised(model, source))
+    write_whole(path, "the model file", *_serialised(model, source, task))
 
 
 def load(path: str | os.PathLike, model: nn.Module | None = None, dense_bytes: int = DENSE_BYTES) -> nn.Module:
-    """Reads a network that `save` wrote: the same state, bit for bit.
+    """Reads a network that `save` wrote: the same state, bit for bit, with an attribute `task` where the file has one.
 
     Args:
         path: the file.
@@ -81,7 +83,10 @@ def load(path: str | os.PathLike, model: nn.Module | None = None, dense_bytes: i
             another network. `model` is then untouched.
     """
     structure, tensors = _read(path)
-    return restore(_built(structure, tensors, dense_bytes) if model is None else model, structure, tensors)
+    net = restore(_built(structure, tensors, dense_bytes) if model is None else model, structure, tensors)
+    if structure.task is not None:
+        net.task = structure.task  # type: ignore[assignment]
+    return net
 
 
 def read_structure(path: str | os.PathLike) -> Structure:
@@ -108,11 +113,13 @@ def _plain(model: nn.Module) -> nn.Module:
     return _plain(model.get_submodule("_orig_mod")) if "_orig_mod" in model._modules else model
 
 
-def _serialised(model: nn.Module, source: "Origin | None") -> tuple[bytes, memoryview]:
+def _serialised(model: nn.Module, source: "Origin | None", task: Task | None) -> tuple[bytes, memoryview]:
     """The file in two parts, the first of which ends with the digest."""
     model = _plain(model)
     structure, tensors = to_tensors(model)
-    structure = replace(structure, origin=_origin(model) if source is None else asdict(source))
+    structure = replace(
+        structure, origin=_origin(model) if source is None else asdict(source), task=task or task_of(model)
+    )
     text = {"format": FORMAT, "version": VERSION, "sha256": _UNSIGNED, "structure": to_json(structure)}
     try:
         data = to_safetensors(tensors, {FORMAT: json.dumps(text, separators=(",", ":"))})

@@ -6,6 +6,7 @@ from typing import Any
 from splore.design.matrix import Scheme, matrix_shape
 from splore.files import numbers, typed
 from splore.modelfile.sparse_index import Coding
+from splore.task import Task
 
 
 class ModelFileError(ValueError):
@@ -80,11 +81,13 @@ class Structure:
         origin: where the net came from (`source`, `num_classes`, `in_channels`), or None.
         layers: the decomposed layers in the model's order.
         ties: names of the state that are the same tensor as another name, which is the one in the file.
+        task: what the net is for, or None; a file without it has no such key.
     """
 
     origin: dict[str, Any] | None
     layers: tuple[LayerStructure, ...]
     ties: dict[str, str]
+    task: Task | None = None
 
 
 def join(name: str, part: str) -> str:
@@ -94,7 +97,7 @@ def join(name: str, part: str) -> str:
 
 def to_json(structure: Structure) -> dict[str, Any]:
     """The structure in types that JSON has."""
-    return asdict(structure)
+    return {key: value for key, value in asdict(structure).items() if key != "task" or value is not None}
 
 
 def from_json(value: Any) -> Structure:  # noqa: ANN401
@@ -108,6 +111,7 @@ def from_json(value: Any) -> Structure:  # noqa: ANN401
             origin=None if value["origin"] is None else typed(value["origin"], dict),
             layers=tuple(_layer(layer) for layer in typed(value["layers"], list)),
             ties={typed(k, str): typed(v, str) for k, v in typed(value["ties"], dict).items()},
+            task=Task.from_json(value["task"]) if "task" in value else None,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ModelFileError(

@@ -75,6 +75,7 @@ def prepare(recipe: Recipe, out: Path) -> Prepared:
     model = build(recipe.model, data.num_classes, data.image_shape[0], published)
     if recipe.weights is not None:
         start_from(model, read_weights(recipe.weights), f"the weights in {recipe.weights}")
+    model.task = data.task  # type: ignore[assignment]
     model = model.to(accelerator.device)
     if hardware.channels_last:
         model = model.to(memory_format=torch.channels_last)

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from splore.machine import cores_per_process
 from splore.names import UnknownName, nearest
+from splore.task import Preprocessing, Task
 from splore.vision.data.class_folders import list_splits
 from splore.vision.data.images import CIFAR_SCALES, image_shape
 from splore.vision.data.in_memory import Augment, MemoryBatches
-from splore.vision.data.large import LargeData, large_folder, own
+from splore.vision.data.large import RESIZED, LargeData, large_folder, own
 from splore.vision.data.order import TestOrder, TrainOrder
 from splore.vision.data.small import SmallData, cifar, digits, small_folder
 from splore.vision.data.workers import WorkerBatches
@@ -58,6 +59,13 @@ class Data:
     """Names of the classes; the label is the index."""
     image_shape: tuple[int, int, int]
     """(C, H, W) of what is fed to the net."""
+    preprocessing: Preprocessing | None = None
+    """From a test image to what is fed to the net; None where the data set does it by itself."""
+
+    @property
+    def task(self) -> Task:
+        """What a net that is trained on it is for."""
+        return Task(tuple(self.classes), self.preprocessing)
 
     @property
     def num_classes(self) -> int:
@@ -122,7 +130,18 @@ def open_data(
         common = (len(found.classes), seed, device, workers, found.scale, memory_format)
         train = WorkerBatches(found.train, train_order, *common)
         test = WorkerBatches(found.test, test_order, *common)
-    return Data(name, train, test, found.classes, found.image_shape)
+    return Data(name, train, test, found.classes, found.image_shape, _preprocessing(found))
+
+
+def _preprocessing(found: SmallData | LargeData) -> Preprocessing | None:
+    if found.scale is None:
+        return None
+    channels, *size = found.image_shape
+    mean, deviation = (
+        tuple(value / 255 for value in (values if len(values) == channels else values * channels))
+        for values in (found.scale.mean, found.scale.std)
+    )
+    return Preprocessing((size[0], size[1]), mean, deviation, RESIZED if isinstance(found, LargeData) else None)
 
 
 def _find(name: str, root: str | None, workers: int, download: bool) -> SmallData | LargeData:
