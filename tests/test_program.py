@@ -159,4 +159,4 @@ def test_csr_rows_may_start_and_end_anywhere():
     rng = np.random.default_rng(1)
     for density in (0, 0.1, 0.5, 1):
         for _ in range(20):
-            Weight(**random_sparse(rng, 5, 7, density)).check(5, 7, 1)
+            Weight(**random_sparse(rng, 5, 7, density)).check(5, 7, 1, 1)

@@ -72,7 +72,7 @@ def write(path, structure, tensors):
         (lambda s, t: s.update(ops=[1]), "expected a JSON object"),
         (lambda s, t: t.pop("0.bias"), "'bias' is missing"),
         (lambda s, t: t.update({"7.bias": t["0.bias"]}), "no operation uses"),
-        (lambda s, t: t.update({"0.bias": t["0.bias"].astype(np.float64)}), "must be F32 or U32"),
+        (lambda s, t: t.update({"0.bias": t["0.bias"].astype(np.float64)}), "must be F32, U32, I8 or U8"),
         (lambda s, t: t.update({"0.bias": t["0.bias"].view(np.uint32)}), "bias must be"),
     ],
 )

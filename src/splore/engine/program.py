@@ -1,6 +1,7 @@
 """The program: what the engine runs, as data.
 
-A program computes one image at a time, in float32. Its values are numbered: value 0 is the input, and operation i
+A program computes one image at a time, in float32, or in eight bits where an operation has a `quant`
+(`splore.engine.integer`). Its values are numbered: value 0 is the input, and operation i
 writes value i + 1; the last value is the output. Every value has a shape (C, H, W); a flat vector of C numbers is
 (C, 1, 1).
 
@@ -10,34 +11,23 @@ operation at fault. The native engine checks all of it once more, for its C inte
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from enum import Enum
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from splore.engine.integer import Convert, IntWeight, Quant, Table, check_quants
+from splore.engine.values import (
+    MAX_NAME,
+    MAX_OPS,
+    Act,
+    Pair,
+    Shape,
+    expect_inputs,
+    expect_shape,
+    window_shape,
+)
 from splore.engine.weight import Floats, Scale, Weight, expect_array
-
-Shape = tuple[int, int, int]
-Pair = tuple[int, int]
-
-MAX_ELEMENTS = 1 << 28  # of one value of one image, its zero padding included: 1 GiB
-MAX_ATTRIBUTE = 1 << 20  # of a stride, a pad, a kernel side, a dilation
-MAX_OPS = 1 << 14
-MAX_NAME = 200  # characters
-
-
-class Act(str, Enum):
-    """The function applied to each element, last."""
-
-    NONE = "none"
-    RELU = "relu"
-    RELU6 = "relu6"
-    SILU = "silu"
-    SIGMOID = "sigmoid"
-    HARDSWISH = "hardswish"
-    HARDSIGMOID = "hardsigmoid"
-    GELU = "gelu"  # the exact one, with erf
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,18 +51,26 @@ class Conv:
     pre: Scale | None = None
 
     def shape(self, *inputs: Shape) -> Shape:
-        _expect_inputs(inputs, 1, 2)
+        expect_inputs(inputs, 1, 2)
         c, n = inputs[0][0], self.bias.size
         if self.groups < 1 or c % self.groups or n % self.groups:
             raise ValueError(f"groups must divide the {c} input and {n} output channels, found {self.groups}")
         expect_array("bias", self.bias, np.float32, (n,))
-        height, width = _window(inputs[0], self.kernel, self.stride, self.pad, self.dilation)
-        self.weight.check(n, c // self.groups * self.kernel[0] * self.kernel[1], self.groups)
+        height, width = window_shape(inputs[0], self.kernel, self.stride, self.pad, self.dilation)
+        self.weight.check(n, c // self.groups, self.kernel[0] * self.kernel[1], self.groups)
         if self.pre is not None:
             self.pre.check(c)
         if len(inputs) == 2 and inputs[1] != (n, height, width):
             raise ValueError(f"the residual must have the output's shape {(n, height, width)}, found {inputs[1]}")
         return n, height, width
+
+
+@dataclass(frozen=True, eq=False)
+class IntConv(Conv):
+    """A convolution of values in bytes, with weights in bytes; its result is in float32 where there is no `quant`."""
+
+    weight: IntWeight  # type: ignore[assignment]
+    quant: Quant | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,12 +88,13 @@ class Pool:
     stride: Pair
     pad: tuple[int, int, int, int] = (0, 0, 0, 0)  # top, left, bottom, right
     count_include_pad: bool = False
+    quant: Quant | None = None
 
     def shape(self, *inputs: Shape) -> Shape:
-        _expect_inputs(inputs, 1)
+        expect_inputs(inputs, 1)
         if self.mode not in ("max", "avg"):
             raise ValueError(f"mode must be max or avg, found {self.mode!r}")
-        height, width = _window(inputs[0], self.kernel, self.stride, self.pad, (1, 1))
+        height, width = window_shape(inputs[0], self.kernel, self.stride, self.pad, (1, 1))
         if any(pad >= side for pad, side in zip(self.pad, self.kernel * 2, strict=True)):
             raise ValueError(f"a pad must be smaller than the window {self.kernel}, found {self.pad}")
         return inputs[0][0], height, width
@@ -108,9 +107,10 @@ class Add:
     name: str
     inputs: tuple[int, ...]
     act: Act = Act.NONE
+    quant: Quant | None = None
 
     def shape(self, *inputs: Shape) -> Shape:
-        _expect_inputs(inputs, 2)
+        expect_inputs(inputs, 2)
         if inputs[0] != inputs[1]:
             raise ValueError(f"expected two values of one shape, found {inputs[0]} and {inputs[1]}")
         return inputs[0]
@@ -123,9 +123,10 @@ class Mul:
     name: str
     inputs: tuple[int, ...]
     act: Act = Act.NONE
+    quant: Quant | None = None
 
     def shape(self, *inputs: Shape) -> Shape:
-        _expect_inputs(inputs, 2)
+        expect_inputs(inputs, 2)
         a, b = inputs
         if b not in (a, (a[0], 1, 1)):
             raise ValueError(f"expected a second value of shape {a} or {(a[0], 1, 1)}, found {b}")
@@ -141,7 +142,7 @@ class Activate:
     act: Act
 
     def shape(self, *inputs: Shape) -> Shape:
-        _expect_inputs(inputs, 1)
+        expect_inputs(inputs, 1)
         return inputs[0]
 
 
@@ -153,9 +154,10 @@ class Affine:
     inputs: tuple[int, ...]
     factors: Scale
     act: Act = Act.NONE
+    quant: Quant | None = None
 
     def shape(self, *inputs: Shape) -> Shape:
-        _expect_inputs(inputs, 1)
+        expect_inputs(inputs, 1)
         self.factors.check(inputs[0][0])
         return inputs[0]
 
@@ -166,9 +168,10 @@ class Concat:
 
     name: str
     inputs: tuple[int, ...]
+    quant: Quant | None = None
 
     def shape(self, *inputs: Shape) -> Shape:
-        _expect_inputs(inputs, 1, len(inputs))
+        expect_inputs(inputs, 1, len(inputs))
         if len({shape[1:] for shape in inputs}) != 1:
             raise ValueError(f"expected values of one height and width, found {list(inputs)}")
         return (sum(shape[0] for shape in inputs), *inputs[0][1:])
@@ -180,14 +183,15 @@ class Flatten:
 
     name: str
     inputs: tuple[int, ...]
+    quant: Quant | None = None
 
     def shape(self, *inputs: Shape) -> Shape:
-        _expect_inputs(inputs, 1)
+        expect_inputs(inputs, 1)
         c, height, width = inputs[0]
         return c * height * width, 1, 1
 
 
-Op = Conv | Pool | Add | Mul | Activate | Affine | Concat | Flatten
+Op = Conv | IntConv | Pool | Add | Mul | Activate | Affine | Concat | Flatten | Convert | Table
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,23 +210,31 @@ class Program:
         for flat, shape in ((self.flat_input, self.shapes[0]), (self.flat_output, self.shapes[-1])):
             if flat and shape[1:] != (1, 1):
                 raise ValueError(f"a flat input or output must be (C, 1, 1), found {shape}")
+        if self.quants[-1] is not None:
+            raise ValueError("the output must be in float32, found bytes: end with a Convert")
 
     @cached_property
     def shapes(self) -> tuple[Shape, ...]:
         """The shape of every value: the input's, then one for each operation."""
         if not 1 <= len(self.ops) <= MAX_OPS:
             raise ValueError(f"a program needs 1 to {MAX_OPS} operations, found {len(self.ops)}")
-        shapes = [_expect_shape(self.input)]
+        shapes = [expect_shape(self.input)]
         for index, op in enumerate(self.ops):
             try:
                 if len(op.name) > MAX_NAME or not op.name.isprintable():
                     raise ValueError(f"a name must be at most {MAX_NAME} printable characters")
                 if any(not 0 <= value <= index for value in op.inputs):
                     raise ValueError(f"inputs must be values made before, 0 to {index}, found {list(op.inputs)}")
-                shapes.append(_expect_shape(op.shape(*(shapes[value] for value in op.inputs))))
+                shapes.append(expect_shape(op.shape(*(shapes[value] for value in op.inputs))))
+                check_quants(op, tuple(self.quants[value] for value in op.inputs))
             except ValueError as error:
                 raise ValueError(f"operation {index} ({type(op).__name__} {op.name[:MAX_NAME]!r}): {error}") from error
         return tuple(shapes)
+
+    @cached_property
+    def quants(self) -> tuple[Quant | None, ...]:
+        """How each value is stored: None for float32, as the input is."""
+        return (None, *(getattr(op, "quant", None) for op in self.ops))
 
     @property
     def output(self) -> Shape:
@@ -230,12 +242,12 @@ class Program:
 
     @property
     def multiply_adds(self) -> int:
-        """Of one image, the convolutions only: what is stored counts, zeros that are not stored don't."""
+        """Of one image, the convolutions only, of what is stored."""
         return sum(
             array.size * (shape[1] * shape[2])
             for op, shape in zip(self.ops, self.shapes[1:], strict=True)
             if isinstance(op, Conv)
-            for array in (op.weight.dense, op.weight.A, op.weight.B, op.weight.values)
+            for array in op.weight.entries
             if array is not None
         )
 
@@ -246,38 +258,8 @@ def arrays(op: Op) -> Iterator[tuple[str, NDArray]]:
         part = getattr(op, field.name)
         if isinstance(part, np.ndarray):
             yield field.name, part
-        elif isinstance(part, Weight | Scale):
+        elif isinstance(part, Weight | IntWeight | Scale):
             prefix = "pre." if field.name == "pre" else ""
             yield from (
                 (prefix + f.name, getattr(part, f.name)) for f in fields(part) if getattr(part, f.name) is not None
             )
-
-
-def _window(shape: Shape, kernel: Pair, stride: Pair, pad: tuple[int, int, int, int], dilation: Pair) -> Pair:
-    """Height and width of what a sliding window gives."""
-    for name, numbers, least in (
-        ("kernel", kernel, 1),
-        ("stride", stride, 1),
-        ("pad", pad, 0),
-        ("dilation", dilation, 1),
-    ):
-        if any(not least <= number <= MAX_ATTRIBUTE for number in numbers):
-            raise ValueError(f"{name} must lie between {least} and {MAX_ATTRIBUTE}, found {numbers}")
-    padded = (shape[1] + pad[0] + pad[2], shape[2] + pad[1] + pad[3])
-    if shape[0] * padded[0] * padded[1] > MAX_ELEMENTS:
-        raise ValueError(f"the padded input {(shape[0], *padded)} has more than {MAX_ELEMENTS} elements")
-    reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
-    if padded[0] < reach[0] or padded[1] < reach[1]:
-        raise ValueError(f"the window reaches over {tuple(reach)}, more than the padded input {padded}")
-    return (padded[0] - reach[0]) // stride[0] + 1, (padded[1] - reach[1]) // stride[1] + 1
-
-
-def _expect_shape(shape: Shape) -> Shape:
-    if len(shape) != 3 or min(shape) < 1 or shape[0] * shape[1] * shape[2] > MAX_ELEMENTS:
-        raise ValueError(f"a value must be (C, H, W) with 1 to {MAX_ELEMENTS} elements, found {shape}")
-    return shape
-
-
-def _expect_inputs(inputs: tuple[Shape, ...], least: int, most: int | None = None) -> None:
-    if not least <= len(inputs) <= (least if most is None else most):
-        raise ValueError(f"expected {least}{'' if most is None else f' to {most}'} inputs, found {len(inputs)}")

@@ -26,8 +26,23 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
-from splore.engine import memory
-from splore.engine.program import Act, Activate, Add, Affine, Concat, Conv, Flatten, Mul, Op, Pool, Program, arrays
+from splore.engine import gaps, memory
+from splore.engine.integer import Convert, IntWeight, Quant, Table
+from splore.engine.program import (
+    Act,
+    Activate,
+    Add,
+    Affine,
+    Concat,
+    Conv,
+    Flatten,
+    IntConv,
+    Mul,
+    Op,
+    Pool,
+    Program,
+    arrays,
+)
 from splore.engine.weight import Scale, Weight
 from splore.files import json_object, numbers, sha256, typed, write_whole
 from splore.task import Task
@@ -38,22 +53,36 @@ PROGRAM, CHECKSUM, TASK = "splore.program", "splore.checksum", "splore.task"
 
 KINDS: dict[str, type] = {
     "conv": Conv, "pool": Pool, "add": Add, "mul": Mul, "activate": Activate, "affine": Affine, "concat": Concat,
-    "flatten": Flatten,
+    "flatten": Flatten, "int_conv": IntConv, "convert": Convert, "table": Table,
 }  # fmt: skip
-WEIGHT = tuple(field.name for field in fields(Weight))
-ARRAYS = {Conv: (*WEIGHT, "bias", "pre.scale", "pre.shift"), Affine: ("scale", "shift")}
+WEIGHT, INT_WEIGHT = (tuple(field.name for field in fields(kind)) for kind in (Weight, IntWeight))
+INT_STORED = tuple("gaps" if name == "positions" else name for name in INT_WEIGHT)
+ARRAYS = {
+    Conv: (*WEIGHT, "bias", "pre.scale", "pre.shift"), IntConv: (*INT_STORED, "bias"), Affine: ("scale", "shift"),
+    Table: ("table",),
+}  # fmt: skip
+TYPES = ("F32", "U32", "I8", "U8")
 
 
 def save(program: Program, path: str | os.PathLike[str], task: Task | None = None) -> None:
     """Writes the program; whoever reads the path meanwhile sees the old file or the new one, never a part."""
     structure = json.dumps(describe(program), separators=(",", ":"))
-    tensors = {f"{i}.{name}": array for i, op in enumerate(program.ops) for name, array in arrays(op)}
+    tensors = {f"{i}.{name}": array for i, op in enumerate(program.ops) for name, array in stored_arrays(op)}
     texts = {PROGRAM: structure, CHECKSUM: checksum(structure, tensors)}
     if task is not None:
         text = json.dumps(task.to_json())
         texts[TASK] = json.dumps({"sha256": sha256([text.encode()]), "task": text})
     data = to_bytes(tensors, texts)
     write_whole(path, "the program file", data)
+
+
+def stored_arrays(op: Op) -> Iterator[tuple[str, NDArray]]:
+    """The arrays of an operation as a file holds them: positions of blocks as the gaps between them."""
+    for name, array in arrays(op):
+        if isinstance(op, IntConv) and name == "positions" and op.weight.rows is not None:
+            yield "gaps", gaps.encode(array, op.weight.rows)
+        else:
+            yield name, array
 
 
 def load(path: str | os.PathLike[str], image_bytes: int = memory.IMAGE_BYTES) -> Program:
@@ -95,8 +124,10 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, NDArr
     with safe_open(os.fspath(path), framework="numpy") as file:
         tensors = {}
         for name in file.keys():  # noqa: SIM118 - it is no dict
-            if file.get_slice(name).get_dtype() not in ("F32", "U32"):
-                raise ValueError(f"tensor {name!r} must be F32 or U32, found {file.get_slice(name).get_dtype()}")
+            if file.get_slice(name).get_dtype() not in TYPES:
+                raise ValueError(
+                    f"tensor {name!r} must be F32, U32, I8 or U8, found {file.get_slice(name).get_dtype()}"
+                )
             tensors[name] = file.get_tensor(name)
         return file.metadata() or {}, tensors
 
@@ -109,10 +140,12 @@ def _short(error: Exception) -> str:
 def describe(program: Program) -> dict[str, Any]:
     """The structure of a program without its arrays, as JSON holds it."""
     names = {kind: name for name, kind in KINDS.items()}
-    ops = [
-        {"op": names[type(op)]} | {f.name: getattr(op, f.name) for f in fields(op) if f.name in READERS}
-        for op in program.ops
-    ]
+    ops = []
+    for op in program.ops:
+        ops.append({"op": names[type(op)]} | {f.name: getattr(op, f.name) for f in fields(op) if f.name in READERS})
+        quant = getattr(op, "quant", None)
+        if quant is not None:
+            ops[-1]["quant"] = [quant.scale, quant.zero]
     return {
         "version": VERSION, "input": program.input, "flat_input": program.flat_input,
         "flat_output": program.flat_output, "ops": ops,
@@ -161,14 +194,22 @@ def _operation(index: int, value: object, tensors: dict[str, NDArray]) -> Op:
         if kind is None:
             raise ValueError(f"op must be one of {', '.join(KINDS)}, found {text.get('op')!r}")
         attributes = [field.name for field in fields(kind) if field.name in READERS]
-        _expect_keys(text, {"op", *attributes})
+        quant = {"quant"} & text.keys() if any(field.name == "quant" for field in fields(kind)) else set()
+        _expect_keys(text, {"op", *attributes, *quant})
         found: dict[str, Any] = {name: READERS[name](text[name]) for name in attributes}
+        if quant:
+            found["quant"] = _quant(text["quant"])
         parts = {name: tensors.pop(f"{index}.{name}", None) for name in ARRAYS.get(kind, ())}
         if kind is Conv:
             found["bias"] = _present("bias", parts)
             found["weight"] = Weight(**{name: parts[name] for name in WEIGHT})
             if parts["pre.scale"] is not None or parts["pre.shift"] is not None:
                 found["pre"] = Scale(_present("pre.scale", parts), _present("pre.shift", parts))
+        elif kind is IntConv:
+            found["bias"] = _present("bias", parts)
+            found["weight"] = _int_weight(parts)
+        elif kind is Table:
+            found["table"] = _present("table", parts)
         elif kind is Affine:
             found["factors"] = Scale(_present("scale", parts), _present("shift", parts))
         return kind(**found)
@@ -181,6 +222,21 @@ def _present(name: str, parts: Mapping[str, NDArray | None]) -> NDArray:
     if array is None:
         raise ValueError(f"its tensor {name!r} is missing")
     return array
+
+
+def _int_weight(parts: Mapping[str, NDArray | None]) -> IntWeight:
+    code, rows = parts["gaps"], parts["rows"]
+    positions = None if code is None or rows is None else gaps.decode(code, rows)
+    given = {name: parts[name] for name in INT_WEIGHT if name not in ("positions", "scale")}
+    return IntWeight(_present("scale", parts), positions=positions, **given)
+
+
+def _quant(value: object) -> Quant:
+    """A scale and a zero point: [0.25, 128]."""
+    found = typed(value, list)
+    if len(found) != 2 or type(found[0]) not in (int, float):
+        raise ValueError(f"quant must be a scale and a zero point, found {value!r:.80}")
+    return Quant(found[0], typed(found[1], int))
 
 
 def _expect_keys(found: dict, expected: set[str]) -> None:

@@ -9,6 +9,7 @@ import math
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from splore.engine import integer_reference
 from splore.engine.program import Act, Activate, Add, Affine, Concat, Conv, Flatten, Mul, Op, Pair, Pool, Program
 from splore.engine.weight import Floats, Scale, Weight
 
@@ -20,7 +21,10 @@ def run(program: Program, x: Floats) -> Floats:
     last_use = {value: index for index, op in enumerate(program.ops) for value in op.inputs}
     values = {0: np.ascontiguousarray(x, np.float32)}
     for index, op in enumerate(program.ops):
-        values[index + 1] = apply(op, *(values[value] for value in op.inputs))
+        inputs = tuple(values[value] for value in op.inputs)
+        quants = tuple(program.quants[value] for value in (*op.inputs, index + 1))
+        in_bytes = any(quant is not None for quant in quants)
+        values[index + 1] = integer_reference.apply(op, inputs, quants[:-1]) if in_bytes else apply(op, *inputs)
         for value in op.inputs:
             if last_use[value] == index:
                 values.pop(value, None)

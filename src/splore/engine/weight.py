@@ -28,7 +28,14 @@ class Weight:
     columns: Indices | None = None
     rows: Indices | None = None
 
-    def check(self, n: int, k: int, groups: int) -> None:
+    @property
+    def entries(self) -> tuple[Floats | None, ...]:
+        """Of all parts: each is a multiply-add for each output pixel."""
+        return self.dense, self.A, self.B, self.values
+
+    def check(self, n: int, channels: int, taps: int, groups: int) -> None:
+        """For n output channels, `channels` input channels of a group and `taps` places of the window."""
+        k = channels * taps
         if (self.A is None) != (self.B is None):
             raise ValueError("A and B come together, found only one of them")
         if len({part is None for part in (self.values, self.columns, self.rows)}) != 1:
@@ -76,6 +83,12 @@ def _check_sparse(values: Floats, columns: Indices, rows: Indices, n: int, k: in
     falling[starts[(starts > 0) & (starts < values.size)].astype(np.int64) - 1] = False
     if falling.any():
         raise ValueError("columns must be strictly increasing within each row")
+
+
+def owners(rows: Indices) -> NDArray[np.int64]:
+    """The row of each entry of a CSR matrix, from where its rows begin: (z)."""
+    begins = rows.astype(np.int64)
+    return np.repeat(np.arange(len(rows) - 1), begins[1:] - begins[:-1])
 
 
 def expect_array(name: str, array: NDArray, dtype: type, shape: tuple[int, ...]) -> None:
