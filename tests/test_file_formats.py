@@ -27,15 +27,16 @@ def net():
 
 @pytest.mark.parametrize("scheme", list(splore.Scheme))
 @pytest.mark.parametrize("kept", [0.25, 0.6, 1.0])
-def test_a_model_file_is_read_without_a_library(reader, tmp_path, kept, scheme):
+@pytest.mark.parametrize("block", [1, 4])
+def test_a_model_file_is_read_without_a_library(reader, tmp_path, kept, scheme, block):
     model = net()
-    splore.decompose(model, splore.Design(rank=1, scheme=scheme))
+    splore.decompose(model, splore.Design(rank=1, scheme=scheme, block=block))
     if kept < 1:
         splore.prune(model, params=kept)
     splore.save(model, tmp_path / "model.safetensors")
     text, weights = reader["read_model"](tmp_path / "model.safetensors")
     layers = splore.decomposed_layers(model)
-    assert list(weights) == list(layers) and text["version"] == 1
+    assert list(weights) == list(layers) and text["version"] == (1 if block == 1 else 2)
     for name, layer in layers.items():
         assert np.allclose(weights[name], layer.matrix.detach(), atol=1e-6), name
     codings = {each["sparse"]["support"]["coding"] for each in text["structure"]["layers"]}

@@ -77,7 +77,7 @@ def test_foreign(tmp_path):
 def test_newer_version(saved, tmp_path):
     text, tensors = parts(saved)
     path = tmp_path / "newer.safetensors"
-    path.write_bytes(signed(text | {"version": 2}, tensors))
+    path.write_bytes(signed(text | {"version": 3}, tensors))
     assert "newer splore" in refused(path)
 
 

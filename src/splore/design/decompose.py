@@ -7,6 +7,7 @@ from typing import get_args
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from splore.design.blocks import Blocks
 from splore.design.layers import LowRankSparse, LowRankSparseConv2d, LowRankSparseLinear
 from splore.design.matrix import Scheme, unfold
 from splore.design.obstacle import Uses, obstacle
@@ -28,6 +29,8 @@ class Design:
         rank: rank of L: a whole number; a fraction of min(m, k); `Energy` of the singular values; or `Budget` of the
             whole net's parameters. 0 means no low-rank part. None is 0.05, or with `params` what that makes worth it.
         sparse: whether layers get a sparse part S.
+        block: what of S is kept or cut together: so many neighbouring input channels of one output channel and one tap.
+            1 is the S of the paper; 4 suits the engine in eight bits, and takes one position for four entries.
         scheme: the matricisation of convolution kernels.
         include: layers to decompose: names, globs, `re:` patterns, class names or classes.
         exclude: layers to leave dense, in the same terms.
@@ -44,6 +47,7 @@ class Design:
 
     rank: Rank | None = None
     sparse: bool = True
+    block: int = 1
     scheme: Scheme = Scheme.CHANNEL
     include: tuple[Pattern, ...] = ("Conv2d", "Linear")
     exclude: tuple[Pattern, ...] = ()
@@ -65,6 +69,8 @@ class Design:
             raise ValueError("include and exclude are tuples of patterns: write ('fc',) in place of 'fc'")
         if not 0 <= self.density <= 1:
             raise ValueError(f"the density of S must lie between 0 and 1, found {self.density}")
+        if isinstance(self.block, bool) or not isinstance(self.block, int) or self.block < 1:
+            raise ValueError(f"a block of S is a whole number of input channels from 1 up, found {self.block!r}")
         if self.params is not None:
             check_params(self.params)
         if self.params is not None and not self.sparse:
@@ -164,7 +170,7 @@ def decompose(model: nn.Module, design: Design, calibrate: Iterable | Epochs | N
 def _decomposed(layer: nn.Conv2d | nn.Linear, parts: Parts, design: Design) -> LowRankSparse:
     A, B, S, mask = parts
     kind = LowRankSparseConv2d if isinstance(layer, nn.Conv2d) else LowRankSparseLinear
-    new: LowRankSparse = kind(layer, A.shape[1], design.sparse, design.scheme)  # type: ignore[arg-type]
+    new: LowRankSparse = kind(layer, A.shape[1], design.sparse, design.scheme, design.block)  # type: ignore[arg-type]
     new.set_parts(A, B, S, mask)
     return new
 
@@ -198,15 +204,16 @@ def _parts(
     """The starting values of each layer."""
     if design.start != "trained":
         return {n: (*from_scratch(W, ranks[n], design.sparse, design.start), None) for n, W in matrices.items()}
+    blocks = {name: Blocks.of(design.block, layer.weight.shape) for name, layer in layers.items()}
     if design.params is None:
-        return parts_to_density(matrices, ranks, design.sparse, design.density, inputs)
+        return parts_to_density(matrices, ranks, blocks, design.sparse, design.density, inputs)
     left = _left(model, design.params, matrices)
     if left < 0:
         raise ValueError(
             f"the budget can't be met: what is not decomposed holds {-left:,} parameters more; raise params or "
             "decompose more layers"
         )
-    return parts_to_budget(model, layers, matrices, design.scheme, left, ranks, inputs)
+    return parts_to_budget(model, layers, matrices, blocks, design.scheme, left, ranks, inputs)
 
 
 def materialise(model: nn.Module) -> nn.Module:

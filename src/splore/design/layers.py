@@ -25,10 +25,12 @@ class LowRankSparseConv2d(LowRankSparse):
     'valid' too), padding modes and dilations. Grouped convolutions are not offered: see `splore.decompose`.
     """
 
-    def __init__(self, dense: nn.Conv2d, rank: int, sparse: bool = True, scheme: Scheme = Scheme.CHANNEL) -> None:
+    def __init__(
+        self, dense: nn.Conv2d, rank: int, sparse: bool = True, scheme: Scheme = Scheme.CHANNEL, block: int = 1
+    ) -> None:
         if dense.groups != 1:
             raise ValueError(f"a grouped convolution can't be decomposed, found groups={dense.groups}")
-        super().__init__(dense, rank, sparse, scheme)
+        super().__init__(dense, rank, sparse, scheme, block)
         self.in_channels, self.out_channels = dense.in_channels, dense.out_channels
         self.kernel_size, self.stride, self.dilation = dense.kernel_size, dense.stride, dense.dilation
         self.padding, self.padding_mode, self.groups = dense.padding, dense.padding_mode, 1
@@ -63,8 +65,10 @@ class LowRankSparseConv2d(LowRankSparse):
 class LowRankSparseLinear(LowRankSparse):
     """`nn.Linear` with the weight W = A·B + S: input (..., k), output (..., n)."""
 
-    def __init__(self, dense: nn.Linear, rank: int, sparse: bool = True, scheme: Scheme = Scheme.CHANNEL) -> None:
-        super().__init__(dense, rank, sparse, scheme)
+    def __init__(
+        self, dense: nn.Linear, rank: int, sparse: bool = True, scheme: Scheme = Scheme.CHANNEL, block: int = 1
+    ) -> None:
+        super().__init__(dense, rank, sparse, scheme, block)
         self.in_features, self.out_features = dense.in_features, dense.out_features
 
     def forward(self, x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ With m x k the matrix of the weight (see `splore.design.matrix`):
 - `S` (m, k): the sparse part, or None for a layer that is low-rank only;
 - `mask` (m, k), bool, stored with the state: where S may be non-zero. It is never inferred from S. It is structure, as
   the rank is, and no buffer: averages of networks leave it alone, and processes do not send it at every step.
+- `blocks`: what of S is kept or cut together (see `splore.design.blocks`); the mask is a union of such blocks.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from splore.design.blocks import Blocks
 from splore.design.composed import ComposedWeight
 from splore.design.matrix import Scheme, fold, matrix_shape, unfold
 
@@ -37,11 +39,13 @@ class LowRankSparse(nn.Module):
         rank: int,
         sparse: bool,
         scheme: Scheme,
+        block: int,
     ) -> None:
         super().__init__()
         weight = dense.weight
         self.scheme = scheme
         self.weight_shape = tuple(weight.shape)
+        self.blocks = Blocks.of(block, self.weight_shape)
         m, k = matrix_shape(weight.shape, scheme)
         if not 0 <= rank <= min(m, k):
             raise ValueError(f"rank must lie between 0 and {min(m, k)} for a {m} x {k} matrix, found {rank}")
@@ -85,6 +89,18 @@ class LowRankSparse(nn.Module):
         if self.A is None:
             return self.S.clone()  # a tensor of its own, as any other sum is
         return self.A @ self.B if self.S is None else torch.addmm(self.S, self.A, self.B)
+
+    @property
+    def support(self) -> Tensor:
+        """The entries that S holds (m, k), bool: its non-zeros, or all of the blocks that have one."""
+        return self.blocks.spread(self.blocks.any(self.S.detach()))
+
+    @property
+    def nnz(self) -> Tensor:
+        """How many entries S holds, a scalar on its device; 0 in a layer without S."""
+        if self.S is None:
+            return self.reference.new_zeros((), dtype=torch.int64)
+        return torch.count_nonzero(self.S.detach() if self.blocks.size == 1 else self.support)
 
     @property
     def weight(self) -> Tensor:
@@ -150,6 +166,8 @@ class LowRankSparse(nn.Module):
                 raise ValueError("this layer has no sparse part")
             if part is not None and part.shape != (m, k):
                 raise ValueError(f"expected {name} ({m}, {k}), found {tuple(part.shape)}")
+        if mask is not None and not self.blocks.whole(mask):
+            raise ValueError(f"expected a mask of whole blocks of {self.blocks.size}, found parts of blocks")
         self._resize(rank)
         if rank and A is not None and B is not None:
             self.A.copy_(A)
@@ -198,8 +216,10 @@ class LowRankSparse(nn.Module):
     ) -> None:
         self._take_rank(state_dict, prefix)
         mask = state_dict.pop(prefix + "mask", None) if self.mask is not None else None
-        if mask is not None and mask.shape == self.mask.shape:
+        if mask is not None and mask.shape == self.mask.shape and self.blocks.whole(mask):
             self.mask.copy_(mask)
+        elif mask is not None and mask.shape == self.mask.shape:
+            error_msgs.append(f"{prefix}mask has parts of blocks of {self.blocks.size}: it is of another design")
         elif mask is not None:
             error_msgs.append(f"size mismatch for {prefix}mask: {tuple(mask.shape)} for {tuple(self.mask.shape)}")
         elif strict and self.mask is not None:
@@ -226,4 +246,5 @@ class LowRankSparse(nn.Module):
 
     def _describe(self) -> str:
         sparse = "" if self.S is None else ", sparse"
+        sparse += f", block={self.blocks.size}" if sparse and self.blocks.size > 1 else ""
         return f"rank={self.rank}{sparse}, scheme={self.scheme.value}, bias={self.bias is not None}"

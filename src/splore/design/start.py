@@ -15,6 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from splore.design.blocks import ENTRIES, Blocks, best_within
+
 Start = Literal["trained", "svd", "random"]
 """`trained` keeps the weight that the layer has. Two start afresh: `svd` splits the draw of the dense layer, `random`
 draws A, B and S apart, half of the variance to A·B."""
@@ -62,13 +64,14 @@ def from_scratch(matrix: Tensor, rank: int, sparse: bool, start: Start = "svd") 
 
 @torch.no_grad()
 def from_trained(
-    matrix: Tensor, rank: int, sparse: bool, density: float = 1.0, rounds: int = 10
+    matrix: Tensor, rank: int, sparse: bool, density: float = 1.0, blocks: Blocks = ENTRIES, rounds: int = 10
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """A, B and S from a trained weight matrix (m, k): with A·B + S = `matrix`, if S may keep all of its entries.
 
     With a lower density it alternates L := the best rank-r approximation of W - S, and S := the round(density m k)
-    entries of W - L that are largest in magnitude, for a number of rounds; S ends as W - L where it is kept, so those
-    entries of W are exact. Without a sparse part, A·B is the best rank-r approximation.
+    entries of W - L that are largest in magnitude, as whole blocks of the greatest energy an entry, for a number of
+    rounds; S ends as W - L where it is kept, so those entries of W are exact. Without a sparse part, A·B is the best
+    rank-r approximation.
     """
     A, B = low_rank_factors(matrix, rank)
     if not sparse:
@@ -76,13 +79,13 @@ def from_trained(
     if density == 1:
         return A, B, matrix - A @ B
     for _ in range(rounds):
-        kept = _largest(matrix - A @ B, round(density * matrix.numel()))
+        kept = _largest(matrix - A @ B, round(density * matrix.numel()), blocks)
         A, B = low_rank_factors(matrix - (matrix - A @ B) * kept, rank)
     return A, B, (matrix - A @ B) * kept
 
 
-def _largest(matrix: Tensor, count: int) -> Tensor:
-    """The mask of the `count` entries that are largest in magnitude."""
-    mask = torch.zeros_like(matrix, dtype=torch.bool)
-    mask.view(-1)[matrix.abs().flatten().topk(count).indices] = True
-    return mask
+def _largest(matrix: Tensor, count: int, blocks: Blocks) -> Tensor:
+    """The mask of the `count` entries that are largest in magnitude, or of as many as whole blocks allow."""
+    sizes = blocks.sizes(matrix)
+    scores = blocks.norms(matrix) / sizes.sqrt()
+    return blocks.spread(best_within(scores.flatten(), sizes.flatten(), count).view_as(sizes))

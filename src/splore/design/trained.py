@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from splore.design.allocate import share
+from splore.design.blocks import Blocks
 from splore.design.calibrate import TINY, Moments, column_scale, fitted, moments
 from splore.design.matrix import Scheme, fold
 from splore.design.start import from_trained
@@ -40,17 +41,22 @@ def inputs_of(model: nn.Module, layers: Layers, scheme: Scheme, loader: Iterable
 
 
 def parts_to_density(
-    matrices: Mapping[str, Tensor], ranks: Mapping[str, int], sparse: bool, density: float, inputs: Inputs | None
+    matrices: Mapping[str, Tensor],
+    ranks: Mapping[str, int],
+    blocks: Mapping[str, Blocks],
+    sparse: bool,
+    density: float,
+    inputs: Inputs | None,
 ) -> dict[str, Parts]:
     """The parts of each matrix (m, k) by a rank and a density of S; with its mask open."""
     parts: dict[str, Parts] = {}
     for name, W in matrices.items():
         if inputs is None:
-            parts[name] = *from_trained(W, ranks[name], sparse, density), None
+            parts[name] = *from_trained(W, ranks[name], sparse, density, blocks[name]), None
             continue
         seen = inputs.seen.get(name)
         scale = column_scale(W, seen)
-        A, B, S = from_trained(W * scale, ranks[name], sparse, density)
+        A, B, S = from_trained(W * scale, ranks[name], sparse, density, blocks[name])
         parts[name] = *fitted(W, A, B / scale, None if S is None else S != 0, seen), None
     return parts
 
@@ -59,6 +65,7 @@ def parts_to_budget(
     model: nn.Module,
     layers: Layers,
     matrices: Mapping[str, Tensor],
+    blocks: Mapping[str, Blocks],
     scheme: Scheme,
     budget: int,
     most: Mapping[str, int],
@@ -69,7 +76,7 @@ def parts_to_budget(
     scales = {name: column_scale(W, seen.get(name)) for name, W in matrices.items()}
 
     def divided() -> dict[str, Parts]:
-        splits = share({name: W * scales[name] for name, W in matrices.items()}, budget, most)
+        splits = share({name: W * scales[name] for name, W in matrices.items()}, budget, most, blocks)
         return {
             name: (*fitted(matrices[name], x.A, x.B / scales[name], x.mask, seen.get(name)), x.mask)
             for name, x in splits.items()

@@ -2,7 +2,8 @@
 
 For a decomposed layer the dense cost is that of the layer it stands for; for any other layer both are the same.
 
-- Parameters are `nn.Parameter`s. A decomposed layer has r (m + k) of them in A and B, the non-zeros of S and its bias.
+- Parameters are `nn.Parameter`s. A decomposed layer has r (m + k) of them in A and B, its bias, and
+  those of S: its non-zeros, or all entries of the blocks that have one.
 - Multiply-adds (MACs) are counted for one image, see `splore.measure.macs`.
 - Bytes are those of the tensors in the model file, with the positions of the non-zeros of S, without its header.
 """
@@ -62,7 +63,7 @@ class LayerCost(Figures):
         kind: the class of the layer, of the dense one where it is decomposed.
         shape: the dense weight's shape, or None for what is neither a convolution nor a linear layer.
         scheme, rank: of a decomposed layer, otherwise None.
-        nnz: non-zeros of S, or None for a layer without a sparse part.
+        nnz: non-zeros of S, or the entries of its blocks that are not all zero; None for a layer without a sparse part.
         density: nnz as a share of the entries of S, from 0 to 1, or None.
     """
 
@@ -162,7 +163,7 @@ def _layer_cost(name: str, module: nn.Module, own: list[Tensor], work: Work) -> 
     rest = params - sum(t.numel() for t in (*sparse, *factors) if isinstance(t, nn.Parameter))
     rest_bytes = size - sum(t.nbytes for t in (*sparse, *factors))
     packed = pack(module)
-    nnz = None if packed is None else packed.support.count
+    nnz = None if packed is None else packed.values.numel()
     return LayerCost(
         name=name,
         kind=kind,

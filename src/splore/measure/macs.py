@@ -73,7 +73,7 @@ def layer_work(layer: nn.Module, x: Tensor, y: Tensor) -> Work:
         if len(layer.weight_shape) == 4 and layer.scheme is Scheme.SPATIAL:
             # The kh x 1 convolution comes first: its output has the final height but still the width of the input.
             between = pixels // y.shape[-1] * x.shape[-1]
-        nnz = 0 if layer.S is None else int(layer.S.count_nonzero())
+        nnz = int(layer.nnz)
         m, k = matrix_shape(layer.weight_shape, layer.scheme)
         return Work(layer.rank * (k * between + m * pixels) + nnz * pixels, m * k * pixels)
     assert isinstance(layer, _ConvNd | nn.Linear)

@@ -10,8 +10,7 @@ from splore.design.layers import decomposed_layers, parameter_counts
 def kept_share(model: nn.Module) -> float:
     """Parameters that are not a zero of S, over those of the dense net; waits for the device once."""
     without, dense = parameter_counts(model)
-    parts = [layer.S for layer in decomposed_layers(model).values() if layer.S is not None]
-    return (without + int(sum(torch.count_nonzero(S) for S in parts))) / dense
+    return (without + int(sum(layer.nnz for layer in decomposed_layers(model).values()))) / dense
 
 
 @torch.no_grad()
@@ -21,6 +20,6 @@ def layer_scalars(model: nn.Module) -> dict[str, float]:
     for name, layer in decomposed_layers(model).items():
         scalars[f"rank/{name}"] = layer.rank
         if layer.S is not None:
-            scalars[f"density/{name}"] = float(torch.count_nonzero(layer.S)) / layer.S.numel()
+            scalars[f"density/{name}"] = float(layer.nnz) / layer.S.numel()
             scalars[f"energy/{name}"] = float(layer.S.square().sum())
     return scalars

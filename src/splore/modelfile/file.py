@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from splore.vision import Origin
 
 FORMAT = "splore"
-VERSION = 1
+VERSION = 2
+"""What is read at most. Version 2 knows blocks of S; a file without them is written as version 1."""
 DENSE_BYTES = 1 << 33
 """What a network that a file names may take unless the caller says otherwise: 8 GiB."""
 _SCRATCH = 1 << 26
@@ -120,7 +121,8 @@ def _serialised(model: nn.Module, source: "Origin | None", task: Task | None) ->
     structure = replace(
         structure, origin=_origin(model) if source is None else asdict(source), task=task or task_of(model)
     )
-    text = {"format": FORMAT, "version": VERSION, "sha256": _UNSIGNED, "structure": to_json(structure)}
+    version = VERSION if any(layer.sparse and layer.sparse.block > 1 for layer in structure.layers) else 1
+    text = {"format": FORMAT, "version": version, "sha256": _UNSIGNED, "structure": to_json(structure)}
     try:
         data = to_safetensors(tensors, {FORMAT: json.dumps(text, separators=(",", ":"))})
     except (KeyError, ValueError, SafetensorError) as error:

@@ -1,5 +1,8 @@
 """The sparse part of a layer, packed: the non-zeros of S and where they are, as the model file keeps them.
 
+Where S is kept in blocks (see `splore.design.blocks`) the support and the mask are sets of blocks, so that a block
+takes one position, and all its entries are among the values.
+
 Beside the values three sets of positions in the matrix m x k are kept, each by `splore.modelfile.sparse_index`:
 
 - the support of S, its non-zeros;
@@ -15,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from splore.design.blocks import ENTRIES, Blocks
 from splore.design.layers import LowRankSparse
 from splore.modelfile.sparse_index import Coding, decode, encode
 
@@ -44,7 +48,8 @@ class PackedSparse:
     """S and its mask without the zeros.
 
     Attributes:
-        values: the non-zeros of S in row-major order, (nnz,), in the layer's dtype.
+        values: the non-zeros of S, or all entries of the blocks that have one, in the row-major order of the matrix,
+            (nnz,), in the layer's dtype.
         support: where they are.
         mask: where the mask differs from the support, or None for a mask that is full.
         negative_zeros: where S is -0 under the mask.
@@ -67,27 +72,35 @@ def pack(layer: LowRankSparse) -> PackedSparse | None:
     """The sparse part of a layer without its zeros, on the CPU; None for a layer that has none."""
     if layer.S is None or layer.mask is None:
         return None
-    S, mask = layer.S.detach().cpu(), layer.mask.cpu()
-    support = S != 0
+    S, mask, blocks = layer.S.detach().cpu(), layer.mask.cpu(), layer.blocks
+    if not blocks.whole(mask):
+        raise ValueError(f"expected a mask of whole blocks of {blocks.size} to be written, found parts of blocks")
+    support = blocks.any(S)
+    held = blocks.spread(support)
     return PackedSparse(
-        values=S[support],
+        values=S[held],
         support=Index.of(support),
-        mask=None if mask.all() else Index.of(mask ^ support),
-        negative_zeros=Index.of(mask & ~support & S.signbit()),
+        mask=None if mask.all() else Index.of(blocks.any(mask) ^ support),
+        negative_zeros=Index.of(mask & ~held & S.signbit()),
     )
 
 
-def unpack(packed: PackedSparse, m: int, k: int) -> tuple[Tensor, Tensor]:
+def unpack(packed: PackedSparse, m: int, k: int, blocks: Blocks = ENTRIES) -> tuple[Tensor, Tensor]:
     """S (m, k) in the dtype of the values and its mask (m, k): the inverse of `pack`.
 
     Raises:
         ValueError: the positions are not those of such a matrix, or not as many as the values.
     """
-    support = packed.support.positions(m * k)
-    if packed.values.shape != (packed.support.count,):
-        raise ValueError(f"expected {packed.support.count} values, found a tensor {tuple(packed.values.shape)}")
+
+    def whole(positions: Tensor) -> Tensor:
+        return blocks.spread(positions.view(m, -1)).flatten()
+
+    count = blocks.sizes(torch.empty(1, k)).numel() * m
+    support = whole(packed.support.positions(count))
+    if packed.values.shape != (support.count_nonzero(),):
+        raise ValueError(f"expected {support.count_nonzero()} values, found a tensor {tuple(packed.values.shape)}")
     negative = packed.negative_zeros.positions(m * k)
-    mask = torch.ones_like(support) if packed.mask is None else support ^ packed.mask.positions(m * k)
+    mask = torch.ones_like(support) if packed.mask is None else support ^ whole(packed.mask.positions(count))
     if (negative & (support | ~mask)).any():
         raise ValueError("zeros with a sign lie on non-zeros or outside the mask")
     S = torch.zeros(m * k, dtype=packed.values.dtype)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from splore.design.blocks import Blocks
 from splore.design.layers import LowRankSparse, LowRankSparseConv2d, LowRankSparseLinear
 from splore.design.select import replace
 from splore.modelfile.packed import Index, PackedSparse, pack, unpack
@@ -127,7 +128,8 @@ def _structure(layer: LowRankSparse, names: tuple[str, ...], packed: PackedSpars
     sparse = None
     if packed is not None:
         support, zeros = _described(packed.support), _described(packed.negative_zeros)
-        sparse = SparseStructure(support, None if packed.mask is None else _described(packed.mask), zeros)
+        mask = None if packed.mask is None else _described(packed.mask)
+        sparse = SparseStructure(support, mask, zeros, layer.blocks.size, packed.values.numel())
     return LayerStructure(names, kind, layer.weight_shape, layer.scheme, layer.rank, sparse)
 
 
@@ -162,13 +164,15 @@ def _unpacked(layer: LayerStructure, sparse: SparseStructure, tensors: Mapping[s
         values = tensors.get(join(layer.names[0], "S.values"))
         if values is None or values.dtype != tensors[join(layer.names[0], "A")].dtype:
             raise ValueError(f"expected values of the type of A, found {values if values is None else values.dtype}")
+        if values.shape != (sparse.entries,):
+            raise ValueError(f"expected {sparse.entries} values, found a tensor {tuple(values.shape)}")
         packed = PackedSparse(
             values,
             index("S.support", sparse.support),
             None if sparse.mask is None else index("S.mask", sparse.mask),
             index("S.negative_zeros", sparse.negative_zeros),
         )
-        return unpack(packed, *layer.matrix_shape)
+        return unpack(packed, *layer.matrix_shape, Blocks.of(sparse.block, layer.shape))
     except ValueError as error:
         raise ModelFileError(
             f"the sparse part of {layer.names[0]!r} is not as the file describes it ({error}): get the file anew"
@@ -217,10 +221,11 @@ def _other_network(expected: str | Signature, found: str | Signature, name: str)
 def _decomposed(model: nn.Module, layer: LayerStructure) -> tuple[nn.Module, LowRankSparse]:
     """A dense layer of the model, and the one of the file that takes its place, still without values."""
     dense, sparse = model.get_submodule(layer.names[0]), layer.sparse is not None
+    block = 1 if layer.sparse is None else layer.sparse.block
     if isinstance(dense, nn.Conv2d):
-        return dense, LowRankSparseConv2d(dense, layer.rank, sparse, layer.scheme)
+        return dense, LowRankSparseConv2d(dense, layer.rank, sparse, layer.scheme, block)
     assert isinstance(dense, nn.Linear)
-    return dense, LowRankSparseLinear(dense, layer.rank, sparse, layer.scheme)
+    return dense, LowRankSparseLinear(dense, layer.rank, sparse, layer.scheme, block)
 
 
 def _tie(model: nn.Module, name: str, stored: str) -> None:

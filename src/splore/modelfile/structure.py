@@ -29,11 +29,16 @@ class IndexStructure:
 
 @dataclass(frozen=True)
 class SparseStructure:
-    """The sparse part of a layer in the file, as `splore.modelfile.packed` describes it; `mask` is None where full."""
+    """The sparse part of a layer in the file, as `splore.modelfile.packed` describes it; `mask` is None where full.
+
+    `block` is the size of the blocks that `support` and `mask` are sets of, and `entries` how many values they hold.
+    """
 
     support: IndexStructure
     mask: IndexStructure | None
     negative_zeros: IndexStructure
+    block: int
+    entries: int
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,8 @@ class LayerStructure:
 
     @property
     def nnz(self) -> int | None:
-        """Non-zeros of S; None without a sparse part."""
-        return None if self.sparse is None else self.sparse.support.count
+        """Non-zeros of S, or the entries of its blocks that have one; None without a sparse part."""
+        return None if self.sparse is None else self.sparse.entries
 
     @property
     def density(self) -> float | None:
@@ -96,8 +101,12 @@ def join(name: str, part: str) -> str:
 
 
 def to_json(structure: Structure) -> dict[str, Any]:
-    """The structure in types that JSON has."""
-    return {key: value for key, value in asdict(structure).items() if key != "task" or value is not None}
+    """The structure in types that JSON has. What is said of blocks is left out where an entry is one."""
+    text = {key: value for key, value in asdict(structure).items() if key != "task" or value is not None}
+    for layer in text["layers"]:
+        if layer["sparse"] and layer["sparse"]["block"] == 1:
+            del layer["sparse"]["block"], layer["sparse"]["entries"]
+    return text
 
 
 def from_json(value: Any) -> Structure:  # noqa: ANN401
@@ -131,15 +140,21 @@ def _layer(value: dict[str, Any]) -> LayerStructure:
     dimensions = {"Conv2d": 4, "Linear": 2}
     if not layer.names or dimensions.get(layer.kind) != len(layer.shape):
         raise ValueError(f"a layer {layer.kind!r} of shape {layer.shape} at {list(layer.names)}")
+    if layer.sparse is not None and not 1 <= layer.sparse.block <= max(layer.shape[1], 1):
+        raise ValueError(f"blocks of {layer.sparse.block} for {layer.shape[1]} input channels")
     if layer.rank > min(layer.matrix_shape) or (layer.rank == 0 and layer.sparse is None):
         raise ValueError(f"rank {layer.rank} for a matrix {layer.matrix_shape}")
     return layer
 
 
 def _sparse(value: dict[str, Any]) -> SparseStructure:
-    mask = value["mask"]
+    support, mask = _index(value["support"]), value["mask"]
     return SparseStructure(
-        _index(value["support"]), None if mask is None else _index(mask), _index(value["negative_zeros"])
+        support,
+        None if mask is None else _index(mask),
+        _index(value["negative_zeros"]),
+        _count(value.get("block", 1)),
+        _count(value.get("entries", support.count)),
     )
 
 

@@ -1,5 +1,8 @@
 """Stage (c), post-processing: the unimportant entries of S are cut, by energy or to an exact budget.
 
+Where S is kept in blocks (see `splore.design.blocks`) a whole block stays or goes. What is said of an entry here holds
+for a block then: its energy is the sum over its entries, its score the mean, its cost the parameters that it has.
+
 The energy of a matrix is the sum of its squares. What is cut is recorded in the layer's `mask`; to keep it cut while
 fine-tuning, see `splore.hold_masks`.
 """
@@ -10,16 +13,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from splore.design.blocks import best_within
 from splore.design.layers import LowRankSparse, check_finite, decomposed_layers, parameter_counts
 from splore.design.ranks import check_params, count_holding
 
 Score = Callable[[LowRankSparse], Tensor]
-"""The importance of each entry of a layer's S, a tensor (m, k) of non-negative numbers comparable across layers."""
+"""The importance of each entry of a layer's S, a tensor (m, k) of non-negative numbers comparable across layers.
+
+Of a block the mean counts; the scores here give all entries of a block the same."""
 
 
 def magnitude(layer: LowRankSparse) -> Tensor:
-    """|S|: one threshold over all layers."""
-    return layer.S.detach().abs()
+    """|S|, of a block the root of its mean square: one threshold over all layers."""
+    S, blocks = layer.S.detach(), layer.blocks
+    return blocks.spread(blocks.norms(S) / blocks.sizes(S).sqrt())
 
 
 def lamp(layer: LowRankSparse) -> Tensor:
@@ -28,12 +35,12 @@ def lamp(layer: LowRankSparse) -> Tensor:
     The share of the layer's remaining energy that goes with the entry, when the layer is cut from the smallest up: an
     equal marginal loss over all layers, and no layer is ever emptied.
     """
-    squares = layer.S.detach().float().square().flatten()
-    ordered, order = squares.sort()
-    remaining = ordered.double().flip(0).cumsum(0).flip(0)
-    scores = torch.zeros_like(squares)
+    energies, squares = _energies(layer)
+    ordered, order = squares.flatten().sort()
+    remaining = energies.flatten()[order].double().flip(0).cumsum(0).flip(0)
+    scores = torch.zeros_like(ordered)
     scores[order] = (ordered / remaining.clamp_min(torch.finfo(torch.float64).tiny)).float()
-    return scores.view_as(layer.S)
+    return layer.blocks.spread(scores.view_as(squares))
 
 
 def energy_share(layer: LowRankSparse) -> Tensor:
@@ -42,18 +49,25 @@ def energy_share(layer: LowRankSparse) -> Tensor:
     Keeping what exceeds 1 - tau is the paper's rule for the energy tau: so a budget met by this score is the paper's
     rule, with the one tau for all layers that meets it.
     """
-    squares = layer.S.detach().double().square().flatten()
-    ordered, order = squares.sort()
-    reached = ordered.cumsum(0)
-    shares = torch.empty_like(squares)
+    energies, squares = _energies(layer, torch.float64)
+    order = squares.flatten().sort().indices
+    reached = energies.flatten()[order].cumsum(0)
+    shares = torch.empty_like(reached)
     shares[order] = reached / reached[-1].clamp_min(torch.finfo(torch.float64).tiny)
-    return shares.view_as(layer.S)
+    return layer.blocks.spread(shares.view_as(squares))
 
 
 def relative(layer: LowRankSparse) -> Tensor:
     """S^2 over the energy of the layer's whole weight A·B + S: an equal marginal error of each layer's weight."""
     weight = layer.matrix.detach().float()
-    return layer.S.detach().float().square() / weight.square().sum().clamp_min(torch.finfo(torch.float32).tiny)
+    squares = _energies(layer)[1]
+    return layer.blocks.spread(squares) / weight.square().sum().clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def _energies(layer: LowRankSparse, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """The energy of each block of S, and its mean over the block's entries."""
+    squares = layer.S.detach().to(dtype).square()
+    return layer.blocks.sums(squares), layer.blocks.means(squares)
 
 
 @torch.no_grad()
@@ -71,8 +85,8 @@ def prune(
         energy: the paper's rule, per layer: the smallest set of entries of S is kept that holds at least this share
             of S's energy, above 0 and at most 1.
         params: a budget for the whole net instead: parameters that it may hold after the cut, as a number, or as a
-            share (a float) of the parameters of the dense net. Met exactly, unless fewer entries are left, non-zero
-            and within the masks: those are all kept, and a warning says what the net holds.
+            share (a float) of the parameters of the dense net. Met exactly, or but for a part of a block, unless fewer
+            entries are left, non-zero and within the masks: those are all kept, and a warning says what the net holds.
         score: the global criterion by which `params` chooses entries.
 
     Raises:
@@ -89,7 +103,7 @@ def prune(
             raise ValueError(f"the energy to keep must be above 0 and at most 1, found {energy}")
         check_finite(model)
         for layer in layers.values():
-            _keep(layer, _energetic(layer.S.detach(), energy))
+            _keep(layer, _energetic(layer, energy))
     elif params is not None:
         allowed = entries_within(model, params)
         check_finite(model)
@@ -130,17 +144,17 @@ def entries_within(model: nn.Module, params: int | float, without_L: bool = Fals
     return allowed - held
 
 
-def _energetic(S: Tensor, energy: float) -> Tensor:
-    """The mask of the smallest set of entries of S that holds this share of its energy; never an entry of zero."""
-    squares = S.double().square().flatten()
-    ordered, order = squares.sort(descending=True, stable=True)
-    mask = torch.zeros(S.numel(), dtype=torch.bool, device=S.device)
-    mask[order[: count_holding(ordered, energy)]] = True
-    return mask.view_as(S) & (S != 0)
+def _energetic(layer: LowRankSparse, energy: float) -> Tensor:
+    """The blocks of the smallest set of entries of S that holds this share of its energy; never a block of zeros."""
+    energies, squares = _energies(layer, torch.float64)
+    order = squares.flatten().argsort(descending=True, stable=True)
+    mask = torch.zeros(order.shape, dtype=torch.bool, device=order.device)
+    mask[order[: count_holding(energies.flatten()[order], energy)]] = True
+    return mask.view_as(squares) & layer.blocks.any(layer.S.detach())
 
 
 def scores_within(name: str, layer: LowRankSparse, within: Tensor, score: Score) -> Tensor:
-    """The scores of the entries of a layer's S that a mask (m, k) names, flat, in float64.
+    """The scores of those blocks of a layer's S that a mask (m, b) of blocks names, flat, in float64.
 
     Raises:
         ValueError: scores that don't have the shape of S, or that are no numbers.
@@ -151,7 +165,7 @@ def scores_within(name: str, layer: LowRankSparse, within: Tensor, score: Score)
             f"expected a score for each entry of S, of shape {tuple(layer.S.shape)}, found {tuple(scores.shape)} for "
             f"{name!r}"
         )
-    scores = scores.double()[within]
+    scores = layer.blocks.means(scores.double())[within]
     if scores.isnan().any():
         raise ValueError(f"expected numbers as scores, found NaN for {name!r}")
     return scores
@@ -162,12 +176,14 @@ def _keep_best(layers: dict[str, LowRankSparse], count: int, score: Score) -> in
 
     Returns how many there were to keep, at most `count`.
     """
-    alive = [(layer.S != 0) & layer.mask for layer in layers.values()]
+    alive = [layer.blocks.any(layer.S * layer.mask) for layer in layers.values()]
+    sizes = torch.cat(
+        [layer.blocks.sizes(layer.mask)[keep] for layer, keep in zip(layers.values(), alive, strict=True)]
+    )
     scores = torch.cat(
         [scores_within(name, layer, keep, score) for (name, layer), keep in zip(layers.items(), alive, strict=True)]
     )
-    chosen = torch.zeros_like(scores, dtype=torch.bool)
-    chosen[scores.argsort(descending=True, stable=True)[:count]] = True
+    chosen = best_within(scores, sizes, count)
     start = 0
     for layer, keep in zip(layers.values(), alive, strict=True):
         mask = torch.zeros_like(keep)
@@ -175,11 +191,11 @@ def _keep_best(layers: dict[str, LowRankSparse], count: int, score: Score) -> in
         mask[keep] = chosen[start:end]
         _keep(layer, mask)
         start = end
-    return min(count, len(scores))
+    return min(count, int(sizes.sum()))
 
 
-def _keep(layer: LowRankSparse, mask: Tensor) -> None:
-    layer.mask.logical_and_(mask)
+def _keep(layer: LowRankSparse, blocks: Tensor) -> None:
+    layer.mask.logical_and_(layer.blocks.spread(blocks))
     layer.S.mul_(layer.mask)
 
 

@@ -5,6 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from splore.design.blocks import Blocks
 from splore.design.layers import LowRankSparse, check_finite, decomposed_layers
 from splore.design.ranks import count_holding
 from splore.postprocess.prune import Score, entries_within, lamp, scores_within
@@ -33,28 +34,29 @@ def _at_rank(layer: LowRankSparse, W: Tensor, spectrum: Spectrum, rank: int) -> 
     layer.set_parts(A, B, W - A @ B, layer.mask)
 
 
-def _cheapest(W: Tensor, mask: Tensor, spectrum: Spectrum, cost: float) -> int:
+def _cheapest(W: Tensor, mask: Tensor, blocks: Blocks, spectrum: Spectrum, cost: float) -> int:
     """The rank r that makes least of what is lost and paid, where a parameter costs as much as a loss of `cost`.
 
-    That is sum of min((W - L_r)^2, cost) where S may be, sum of (W - L_r)^2 where it may not, and cost r (m + k).
+    That is sum of min((W - L_r)^2, cost) where S may be, sum of (W - L_r)^2 where it may not, and cost r (m + k); the
+    least of what a block loses and costs where S is kept in blocks.
     """
     A, B, energies = spectrum
     rest = W.to(torch.promote_types(W.dtype, torch.float32), copy=True)  # squares of half precision underflow
     step = cost * sum(W.shape)
-    best, least = 0, _lost(rest, mask, cost)
+    most = (cost * blocks.sizes(mask)).to(rest).masked_fill(~blocks.any(mask), torch.inf)
+    best, least = 0, _lost(rest, blocks, most)
     for r in range(len(energies)):
         if step * (r + 1) >= least:
             break
         rest.addr_(A[:, r].to(rest), B[r].to(rest), alpha=-1)
-        loss = _lost(rest, mask, cost) + step * (r + 1)
+        loss = _lost(rest, blocks, most) + step * (r + 1)
         if loss < least:
             best, least = r + 1, loss
     return best
 
 
-def _lost(rest: Tensor, mask: Tensor, cost: float) -> float:
-    squares = rest.square()
-    return torch.where(mask, squares.clamp_max(cost), squares).sum().item()
+def _lost(rest: Tensor, blocks: Blocks, most: Tensor) -> float:
+    return torch.minimum(blocks.sums(rest.square()), most).sum().item()
 
 
 @torch.no_grad()
@@ -135,11 +137,15 @@ def _ranks_within(
     score: Score,
 ) -> dict[str, int]:
     """The ranks at the costs of entries for which ranks and entries together take the budget."""
-    values = {name: scores_within(name, x, x.mask, score).sort(descending=True).values for name, x in layers.items()}
-    entries_of = {name: x.S.detach()[x.mask].double() for name, x in layers.items()}
-    squares = {name: entries.square().sort(descending=True).values for name, entries in entries_of.items()}
-    ordered = torch.cat(list(values.values())).sort(descending=True).values
-    real = [values[name] for name, mask in masks.items() if mask.any()]  # the others' entries set a cost, and are none
+    values, squares, sizes = {}, {}, {}  # of the blocks that a mask has, the dearest first
+    for name, x in layers.items():
+        within = x.blocks.any(x.mask)
+        values[name], order = scores_within(name, x, within, score).sort(descending=True)
+        sizes[name] = x.blocks.sizes(x.mask)[within][order]
+        squares[name] = x.blocks.means(x.S.detach().double().square())[within].sort(descending=True).values
+    ordered, order = torch.cat(list(values.values())).sort(descending=True)
+    taken = torch.cat(list(sizes.values()))[order].cumsum(0)
+    real = [name for name, mask in masks.items() if mask.any()]  # the others' entries set a cost, and are none
 
     def at(count: int, dearer: float = 1.0) -> tuple[dict[str, int], int]:
         """The ranks at the costs that hold when the `count` best are kept, and what they and the entries take."""
@@ -147,11 +153,12 @@ def _ranks_within(
         for name in layers:
             kept = int((values[name] >= least).sum())
             cost = dearer * squares[name][max(kept, 1) - 1].item()
-            ranks[name] = _cheapest(weights[name], masks[name], parts[name], cost)
-        entries = min(count, sum(int((scores >= least).sum()) for scores in real))
+            ranks[name] = _cheapest(weights[name], masks[name], layers[name].blocks, parts[name], cost)
+        entries = sum(int(sizes[name][values[name] >= least].sum()) for name in real)
+        entries = min(int(taken[count - 1]) if count else 0, entries)
         return ranks, entries + sum(rank * sum(layers[name].S.shape) for name, rank in ranks.items())
 
-    few, many = 0, min(budget + len(ordered) - sum(map(len, real)), len(ordered))
+    few, many = 0, min(budget + len(ordered) - sum(len(values[name]) for name in real), len(ordered))
     while few < many:  # more entries make for lower costs, and so for higher ranks
         middle = (few + many + 1) // 2
         if at(middle)[1] <= budget:

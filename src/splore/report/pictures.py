@@ -26,7 +26,7 @@ class LayerPicture:
         layer: the layer's name.
         shape: rows and columns of the matrix.
         rank: of A·B.
-        nnz: entries of S that are not zero, or None without a sparse part.
+        nnz: entries that S holds, or None without a sparse part.
         block: rows and columns of the matrix that one pixel stands for: it shows their largest entry.
         limit: the magnitude that is drawn in full colour.
         parts: the pictures of W, A·B and S, by name, as data URIs; one alone where W has but one part.
@@ -56,7 +56,7 @@ def layer_pictures(model: nn.Module, pixels: int = PIXELS) -> list[LayerPicture]
                 layer=name,
                 shape=(m, k),
                 rank=layer.rank,
-                nnz=None if layer.S is None else int(layer.S.count_nonzero()),
+                nnz=None if layer.S is None else int(layer.nnz),
                 block=block,
                 limit=limit,
                 parts={part: matrix_uri(largest(matrix, block) / limit) for part, matrix in _parts(layer).items()},

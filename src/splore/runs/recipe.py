@@ -39,6 +39,8 @@ class DesignRecipe:
         rank: rank of L = A·B per layer: a whole number, a fraction of the full rank, {energy: share of the squared
             singular values to hold}, or {budget: share of the dense net's parameters that the net may hold without S}.
         scheme: channel (k x k convolution, then 1 x 1) or spatial (k x 1, then 1 x k).
+        block: what of S is kept or cut together: so many neighbouring input channels of one output channel and one tap;
+            1 as in the paper, 4 for the engine in eight bits.
         include: layers to decompose: names, globs, re: patterns or class names.
         exclude: layers to leave dense, in the same terms.
         start: from scratch, svd (L and S are parts of the weight that the dense layer draws) or random (A, B and S are
@@ -49,6 +51,7 @@ class DesignRecipe:
 
     rank: Rank = 4
     scheme: Literal["channel", "spatial"] = "channel"
+    block: int = 1
     include: list[str] = field(default_factory=lambda: ["Conv2d", "Linear"])
     exclude: list[str] = field(default_factory=list)
     start: Start = "svd"
@@ -212,6 +215,7 @@ def design_of(recipe: Recipe) -> Design:
     return Design(
         rank=rank,
         sparse=recipe.method != "low-rank",
+        block=design.block,
         scheme=Scheme(design.scheme),
         include=tuple(design.include),
         exclude=tuple(design.exclude),

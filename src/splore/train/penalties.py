@@ -21,7 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from splore.design.blocks import Blocks
 from splore.design.layers import decomposed_layers
+from splore.train.group_norm import group_norm, shrunk, subgradient
 from splore.train.rate import Rate
 from splore.train.shards import local, shard_like, total, whole
 
@@ -41,7 +43,8 @@ class L1:
     """The l1 penalty on the sparse parts of a model, as a term of the loss or as a proximal step.
 
     The term is strength * sum over layers of scale * sum |S|. Its subgradient (the paper's way) draws entries towards
-    zero but never onto it; the proximal step, after the optimiser's, makes exact zeros. Use one of the two.
+    zero but never onto it; the proximal step, after the optimiser's, makes exact zeros. Use one of the two. Where S is
+    kept in blocks the group norm of `splore.train.group_norm` takes the place of sum |S|, and whole blocks become zero.
 
     Build it after `decompose`, and again if layers are replaced. Frozen layers are left alone.
 
@@ -56,6 +59,7 @@ class L1:
             raise ValueError(f"the strength of the l1 can't be negative, found {strength}")
         sparse = [layer for layer in decomposed_layers(model).values() if layer.S is not None]
         self.parts: list[Tensor] = [layer.S for layer in sparse if layer.S.requires_grad]
+        self.blocks = [layer.blocks for layer in sparse if layer.S.requires_grad]
         self.strength = strength
         self.scales = [max(S.shape) ** -0.5 if scaling is Scaling.PCA else 1.0 for S in self.parts]
         self.generator: torch.Generator | None = None
@@ -70,7 +74,10 @@ class L1:
         """strength * sum of scale * sum |S|, a differentiable scalar; of sharded parameters it has no gradient."""
         if not self.parts:
             return torch.zeros(())
-        norms = torch.stack(torch._foreach_norm([local(S) for S in self.parts], 1))
+        parts = [(local(S), blocks) for S, blocks in zip(self.parts, self.blocks, strict=True)]
+        entries = [S for S, blocks in parts if blocks.size == 1]
+        sums = iter(torch._foreach_norm(entries, 1) if entries else ())
+        norms = torch.stack([next(sums) if blocks.size == 1 else group_norm(S, blocks) for S, blocks in parts])
         if self._weights is None or self._weights.device != norms.device:
             self._weights = torch.tensor(self.scales, device=norms.device)
         return self.strength * total(norms.float() @ self._weights, self.parts[0])
@@ -79,13 +86,15 @@ class L1:
     def add_gradients(self, scale: float = 1.0) -> None:
         """Adds the subgradient of `penalty`, times `scale`, to S.grad; call before the step. Cheaper than a term."""
         wanted = [
-            (S, scale * strength) for S, strength in zip(self.parts, self.strengths, strict=True) if S.grad is not None
+            (S, blocks, scale * strength)
+            for S, blocks, strength in zip(self.parts, self.blocks, self.strengths, strict=True)
+            if S.grad is not None
         ]
-        if not any(strength for _, strength in wanted):
+        if not any(strength for _, _, strength in wanted):
             return
-        steps = torch._foreach_sign([local(S) for S, _ in wanted])
-        torch._foreach_mul_(steps, [strength for _, strength in wanted])
-        torch._foreach_add_([local(S.grad) for S, _ in wanted], list(steps))
+        steps = [local(S).sign() if blocks.size == 1 else subgradient(local(S), blocks) for S, blocks, _ in wanted]
+        torch._foreach_mul_(steps, [strength for _, _, strength in wanted])
+        torch._foreach_add_([local(S.grad) for S, _, _ in wanted], steps)
 
     @torch.no_grad()
     def shrink(self, lr: float | Sequence[Rate]) -> None:
@@ -100,21 +109,25 @@ class L1:
         """
         rates = [lr] * len(self.parts) if isinstance(lr, int | float) else lr
         wanted = [
-            (local(S), rate * strength)
-            for S, rate, strength in zip(self.parts, rates, self.strengths, strict=True)
+            (local(S), blocks, rate * strength)
+            for S, blocks, rate, strength in zip(self.parts, self.blocks, rates, self.strengths, strict=True)
             if strength and (isinstance(rate, Tensor) or rate)
         ]
-        plain = [(S, t) for S, t in wanted if not (isinstance(t, Tensor) or S.is_cpu or S.itemsize < 4)]
+        plain = [
+            (S, t)
+            for S, blocks, t in wanted
+            if not (isinstance(t, Tensor) or S.is_cpu or S.itemsize < 4) and blocks.size == 1
+        ]
         if plain:  # S - clamp(S, -t, t) is the soft threshold too, and exactly zero wherever |S| <= t
             parts, thresholds = [S for S, _ in plain], [t for _, t in plain]
             core = torch._foreach_clamp_min(parts, [-t for t in thresholds])
             torch._foreach_clamp_max_(core, thresholds)
             torch._foreach_sub_(parts, list(core))
-        for S, threshold in wanted:
+        for S, blocks, threshold in wanted:
             if S.itemsize < 4:
-                S.copy_(self._rounded(_soft(S.float(), threshold), S.dtype))
-            elif isinstance(threshold, Tensor):
-                S.copy_(_soft(S, threshold))
+                S.copy_(self._rounded(_soft(S.float(), blocks, threshold), S.dtype))
+            elif isinstance(threshold, Tensor) or blocks.size > 1:
+                S.copy_(_soft(S, blocks, threshold))
             elif S.is_cpu:  # where a foreach operation is a loop, and its temporaries cost the most
                 F.softshrink(S, threshold, out=S)  # type: ignore[call-arg]
 
@@ -130,7 +143,9 @@ class L1:
         return torch.copysign((below + up.to(torch.int16)).view(dtype), values)
 
 
-def _soft(values: Tensor, threshold: Rate) -> Tensor:
+def _soft(values: Tensor, blocks: Blocks, threshold: Rate) -> Tensor:
+    if blocks.size > 1:
+        return shrunk(values, blocks, threshold)
     if not isinstance(threshold, Tensor):
         return F.softshrink(values, threshold)
     return values - values.clamp(-threshold, threshold)
