@@ -10,7 +10,6 @@ namespace {
 
 constexpr int64_t kFirstLevel = 30 << 10;  // bytes of a tile's input that stay in the first-level cache, with room for the rest
 constexpr int64_t kSecondLevel = 640 << 10;  // and in the second-level one
-constexpr int64_t kMostBlocks = 32;
 constexpr int kMostVectors = 16;  // of a tile
 constexpr int64_t kMostFolded = int64_t(1) << 26;  // elements of a weight that is folded dense
 
@@ -20,67 +19,17 @@ bool three_by_three(const Window& w) {
 
 }  // namespace
 
-// Tiles that fit the map and waste little by reaching back, the largest first: so many, of so many vectors at the most.
-std::vector<TileShape> ConvStep::shapes(size_t most, int most_vectors) const {
-  struct Rated {
-    TileShape shape;
-    double outputs;  // computed for each one needed
-  };
-  std::vector<Rated> rated;
-  double least = 1e9;
-  for (const TileShape& s : kTiles) {
-    if (s.rows * s.columns > most_vectors) continue;
-    double outputs;
-    if (layout_.planar) {
-      if (s.rows > 1 || s.columns > map_.vectors) continue;
-      int64_t tiles = (map_.vectors + s.columns - 1) / s.columns;
-      if (tiles >= team_) tiles = (tiles + team_ - 1) / team_ * team_;  // some threads have a tile more than others
-      outputs = double(tiles * s.columns) / double(map_.vectors);
-    } else {
-      if (s.rows > map_.shape.h || s.columns > map_.shape.w || vectors_only(s.rows, s.columns)) continue;
-      if (pooled_ && (s.rows % 2 || s.columns % 2)) continue;
-      // Over its own residual, no output may be computed twice.
-      if (residual_ == &map_ && (map_.shape.h % s.rows || map_.shape.w % s.columns)) continue;
-      outputs = double((map_.shape.h + s.rows - 1) / s.rows * s.rows) / double(map_.shape.h) *
-                double((map_.shape.w + s.columns - 1) / s.columns * s.columns) / double(map_.shape.w);
-    }
-    // A small tile reads its weights for too few outputs: count them as some more.
-    outputs *= 1 + 1.2 / (s.rows * s.columns);
-    rated.push_back({s, outputs});
-    least = std::min(least, outputs);
-  }
-  std::vector<TileShape> shapes;
-  std::sort(rated.begin(), rated.end(), [](const Rated& a, const Rated& b) { return a.outputs < b.outputs; });
-  for (const Rated& r : rated)
-    if (r.outputs <= least * 1.25 && shapes.size() < most) shapes.push_back(r.shape);
-  return shapes;
-}
-
-// Input channels whose part of a tile fits into so many bytes.
-int64_t ConvStep::block_for(TileShape s, bool inside, int64_t bytes) const {
-  const Window& w = op_.window;
-  const int64_t reach_h = (s.rows - 1) * w.stride_h + (w.kernel_h - 1) * w.dilation_h + 1;
-  const int64_t reach_w = (s.columns - 1) * w.stride_w + (w.kernel_w - 1) * w.dilation_w + 1;
-  int64_t floats = reach_h * reach_w * layout_.lanes;
-  if (inside)
-    floats = s.rows * s.columns * layout_.lanes;
-  else if (layout_.planar)  // a run of the flattened plane, and what the taps reach beyond it
-    floats = s.columns * layout_.lanes + std::min(w.kernel_h, (w.kernel_h - 1) * w.dilation_h) * (in_.row + layout_.lanes);
-  const int64_t channels = in_.shape.c;
-  const int64_t fit = std::max<int64_t>(1, bytes / (floats * 4));
-  const int64_t blocks = std::min(kMostBlocks, (channels + fit - 1) / fit);
-  return (channels + blocks - 1) / blocks;
-}
-
 std::vector<ConvChoice> ConvStep::candidates() const {
   std::vector<ConvChoice> list;
+  const bool once = residual_ == &map_;  // over its own residual, no output may be computed twice
   for (const bool gathered : {false, true}) {
-    if (!gathered && !readable_in_place()) continue;
+    if (!gathered && !tiling_.readable_in_place()) continue;
     // Gathering pays where reading in place is unaligned.
-    if (gathered && readable_in_place() && (!layout_.planar || op_.window.taps() == 1)) continue;
+    if (gathered && tiling_.readable_in_place() && (!layout_.planar || op_.window.taps() == 1)) continue;
     for (const bool pattern : {false, true}) {
       if (pattern && !may_have_patterns()) continue;
-      for (const TileShape& s : pattern ? shapes(4, kernels_.pattern_vectors) : shapes(6, kMostVectors)) {
+      for (const TileShape& s : pattern ? tiling_.shapes(4, kernels_.pattern_vectors, pooled_, once)
+                                        : tiling_.shapes(6, kMostVectors, pooled_, once)) {
         ConvChoice c;
         c.gathered = gathered, c.pattern = pattern;
         while (kTiles[c.tile].rows != s.rows || kTiles[c.tile].columns != s.columns) c.tile++;
@@ -133,10 +82,7 @@ void ConvStep::add_blocks(ConvChoice c, std::vector<ConvChoice>& list) const {
   auto block = [&](int64_t bytes) {
     // An output channel of a grouped convolution reads few channels: they are in the cache anyhow.
     if (!c.gathered && op_.groups > 1) return channels;
-    if (!c.gathered) return block_for(shape, c.inside, bytes);
-    const int64_t fit = std::max<int64_t>(1, bytes / (op_.window.taps() * vectors * layout_.lanes * 4));
-    const int64_t blocks = std::min(kMostBlocks, (channels + fit - 1) / fit);
-    return (channels + blocks - 1) / blocks;
+    return tiling_.block_for(shape, c.gathered, c.inside, bytes);
   };
   // At low densities a dense kernel cannot win; where all is dense a stream cannot.
   const bool try_dense = may_fold && (density > 0.1 || w.rank * (w.n + k) > w.n * k / 3 || k <= 64 || !w.rank);

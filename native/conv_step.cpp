@@ -9,11 +9,6 @@ namespace {
 
 constexpr size_t kLongStream = 1 << 15;  // entries that don't
 
-int32_t checked(ptrdiff_t offset) {
-  if (offset > INT32_MAX || offset < INT32_MIN) throw Error("a convolution is too large");
-  return int32_t(offset);
-}
-
 }  // namespace
 
 ConvStep::ConvStep(int index, const Op& op, const Values& values, const Layout& layout, const Kernels& kernels, int team)
@@ -26,41 +21,23 @@ ConvStep::ConvStep(int index, const Op& op, const Values& values, const Layout& 
       layout_(layout),
       kernels_(kernels),
       team_(team),
-      nonzeros_(count_nonzeros(op)) {}
+      nonzeros_(count_nonzeros(op)),
+      tiling_(op.window, in_, map_, layout, team) {}
 
 void ConvStep::write_second(const Storage& storage, const float* scale, const float* shift) {
   second = &storage;
   second_scale_ = scale, second_shift_ = shift;
 }
 
-bool ConvStep::readable_in_place() const {
-  const Window& w = op_.window;
-  if (!layout_.planar) return w.stride_h >= 1 && w.stride_w <= 2;
-  const bool same_map = w.stride_h == 1 && w.stride_w == 1 && in_.shape.h == map_.shape.h && in_.shape.w == map_.shape.w;
-  return same_map && (layout_.bordered(in_.shape) || w.taps() == 1);
-}
-
-std::vector<int32_t> ConvStep::offsets_in_place() const {
-  const Window& w = op_.window;
-  std::vector<int32_t> offsets;
-  offsets.reserve(size_t(in_.shape.c * w.taps()));
-  for (int64_t c = 0; c < in_.shape.c; c++)
-    for (int64_t i = 0; i < w.kernel_h; i++)
-      for (int64_t j = 0; j < w.kernel_w; j++)
-        offsets.push_back(
-            checked(c * in_.plane + (i * w.dilation_h - w.top) * in_.row + (j * w.dilation_w - w.left) * in_.column));
-  return offsets;
-}
-
 void ConvStep::choose(const ConvChoice& choice) {
   choice_ = choice;
   const TileShape shape = kTiles[choice.tile];
-  const bool fits = layout_.planar ? shape.columns <= map_.vectors : shape.rows <= map_.shape.h && shape.columns <= map_.shape.w;
   const bool sees = choice.inside ? may_stay_inside(shape) : !must_stay_inside();
-  if (!fits || !sees || (choice.winograd && !may_transform(shape))) throw Error("a kernel was chosen that does not fit the map");
+  if (!tiling_.fits(shape) || !sees || (choice.winograd && !may_transform(shape)))
+    throw Error("a kernel was chosen that does not fit the map");
   const int tile_floats = shape.rows * shape.columns * layout_.lanes;
   std::vector<int32_t> offsets;
-  if (!choice.gathered) offsets = offsets_in_place();
+  if (!choice.gathered) offsets = tiling_.offsets_in_place();
   PackRequest request{};
   request.channels = in_.shape.c, request.taps = op_.window.taps(), request.block_channels = choice.block_channels;
   request.parts = choice.parts, request.tile_floats = tile_floats, request.gathered = choice.gathered;
@@ -101,17 +78,8 @@ void ConvStep::bind() {
     args_.second_row = second->row, args_.second_plane = second->plane;
   }
   if (residual_) args_.residual_row = residual_->row, args_.residual_plane = residual_->plane;
-  if (layout_.planar) {
-    tiles_down_ = 1;
-    tiles_across_ = (map_.vectors + shape.columns - 1) / shape.columns;
-  } else {
-    tiles_down_ = (map_.shape.h + shape.rows - 1) / shape.rows;
-    tiles_across_ = (map_.shape.w + shape.columns - 1) / shape.columns;
-  }
-  if (choice.gathered) {
-    prepare_gather();
-    args_.gather = &gather_;
-  }
+  tiling_.choose(shape, choice.gathered);
+  args_.gather = tiling_.gather();
 }
 
 void ConvStep::settle(Packings& packings) {
@@ -121,96 +89,27 @@ void ConvStep::settle(Packings& packings) {
   folded_ = {};
 }
 
-void ConvStep::prepare_gather() {
-  const Window& w = op_.window;
-  const int lanes = layout_.lanes;
-  gather_ = {};
-  gather_index_.clear(), gather_vectors_.clear(), gather_taps_.clear();
-  gather_.plane = in_.plane;
-  gather_.tap_count = int32_t(w.taps());
-  gather_.row = w.stride_h * in_.row, gather_.column = w.stride_w * in_.column;
-  if (!layout_.planar) {
-    for (int64_t i = 0; i < w.kernel_h; i++)
-      for (int64_t j = 0; j < w.kernel_w; j++)
-        gather_taps_.push_back(checked((i * w.dilation_h - w.top) * in_.row + (j * w.dilation_w - w.left) * in_.column));
-    gather_.taps = gather_taps_.data();
-    return;
-  }
-  gather_.vectors = map_.vectors;
-  const size_t floats = size_t(map_.vectors) * size_t(lanes);
-  gather_index_.assign(size_t(w.taps()) * floats, -1);
-  size_t tap = 0;
-  for (int64_t i = 0; i < w.kernel_h; i++)
-    for (int64_t j = 0; j < w.kernel_w; j++, tap++)
-      for (int image = 0; image < layout_.images; image++)
-        for (int64_t y = 0; y < map_.shape.h; y++) {
-          const int64_t from_y = y * w.stride_h + i * w.dilation_h - w.top;
-          if (from_y < 0 || from_y >= in_.shape.h) continue;
-          for (int64_t x = 0; x < map_.shape.w; x++) {
-            const int64_t from_x = x * w.stride_w + j * w.dilation_w - w.left;
-            if (from_x < 0 || from_x >= in_.shape.w) continue;
-            gather_index_[tap * floats + size_t(image * map_.image + y * map_.row + x)] =
-                checked(in_.first + image * in_.image + from_y * in_.row + from_x);
-          }
-        }
-  gather_vectors_.assign(size_t(w.taps()) * size_t(map_.vectors), {kScattered, 0});
-  for (size_t v = 0; v < gather_vectors_.size(); v++) {
-    const int32_t* index = gather_index_.data() + v * size_t(lanes);
-    // A run is known by its first place less the lanes before it.
-    bool run = true;
-    int32_t begin = INT32_MAX, end = INT32_MIN, first = 0;
-    for (int l = 0; l < lanes; l++) {
-      if (index[l] < 0) continue;
-      if (end == INT32_MIN) first = index[l] - l;
-      run = run && index[l] - l == first;
-      begin = std::min(begin, index[l]), end = std::max(end, index[l]);
-    }
-    if (run && first >= -kGuard && first + lanes <= in_.plane + kGuard)
-      gather_vectors_[v] = {kRun, first};
-    else if (end - begin < 2 * lanes)
-      gather_vectors_[v] = {kNear, begin};
-  }
-  gather_.index = gather_index_.data(), gather_.vector = gather_vectors_.data();
-}
-
-// The last tile of a row reaches back over the one before: it computes some outputs again rather than too many.
-ConvStep::Place ConvStep::place(int64_t index) const {
-  const TileShape shape = kTiles[choice_.tile];
-  if (layout_.planar) return {0, std::max<int64_t>(0, std::min<int64_t>(index * shape.columns, map_.vectors - shape.columns))};
-  return {std::min<int64_t>(index / tiles_across_ * shape.rows, map_.shape.h - shape.rows),
-          std::min<int64_t>(index % tiles_across_ * shape.columns, map_.shape.w - shape.columns)};
-}
-
-const float* ConvStep::corner(const Place& at, const float* arena) const {
-  if (!layout_.planar) return arena + in_.offset + in_.first + at.y * args_.x_row + at.x * op_.window.stride_w * in_.column;
-  return choice_.gathered ? arena + in_.offset : arena + in_.offset + in_.first + at.x * layout_.lanes;
-}
-
 void ConvStep::run(int64_t task, const Run& run, const Scratch& scratch) const {
-  const int64_t tiles = tiles_down_ * tiles_across_, index = task % tiles;
+  const int64_t tiles = tiling_.tiles(), index = task % tiles;
   const ConvPart& part = packed_->parts[size_t(task / tiles)];
-  const Place at = place(index);
+  const ConvTiling::Place at = tiling_.place(index);
   ConvTile tile{};
-  tile.x = corner(at, run.arena);
-  if (args_.fetch_input && index + 1 < tiles) tile.next = corner(place(index + 1), run.arena);
-  ptrdiff_t out_at = at.x * layout_.lanes, residual_at = out_at, second_at = out_at;
+  tile.x = tiling_.corner(at, run.arena);
+  if (args_.fetch_input && index + 1 < tiles) tile.next = tiling_.corner(tiling_.place(index + 1), run.arena);
+  const ptrdiff_t out_at = tiling_.offset(at, map_);
   if (layout_.planar) {
     tile.vector = at.x;
     tile.mask = map_.mask + out_at;
-  } else {
-    out_at += at.y * map_.row;
-    if (second) second_at += at.y * second->row;
-    if (residual_) residual_at += at.y * residual_->row;
   }
   tile.out = pooled_ ? scratch.outputs : map_.pixels(run.arena) + out_at;
-  if (second) tile.second = second->pixels(run.arena) + second_at;
-  if (residual_) tile.residual = residual_->pixels(run.arena) + residual_at;
+  if (second) tile.second = second->pixels(run.arena) + tiling_.offset(at, *second);
+  if (residual_) tile.residual = residual_->pixels(run.arena) + tiling_.offset(at, *residual_);
   kernel_(args_, part, tile, scratch);
   if (pooled_) pool_tile(part, at, scratch.outputs, run.arena);
 }
 
 // The maxima of the 2 x 2 windows of a tile.
-void ConvStep::pool_tile(const ConvPart& part, const Place& at, const float* tile, float* arena) const {
+void ConvStep::pool_tile(const ConvPart& part, const ConvTiling::Place& at, const float* tile, float* arena) const {
   const TileShape shape = kTiles[choice_.tile];
   HalveArgs args{};
   args.channels = part.end - part.begin, args.rows = shape.rows / 2, args.columns = shape.columns / 2;
@@ -227,19 +126,19 @@ bool ConvStep::can_fuse_rows(const ConvStep& reader) const {
 }
 
 void ConvStep::run_tile_row(int64_t row, const Run& run, const Scratch& scratch) const {
-  for (int64_t i = 0; i < tiles_across_; i++) this->run(row * tiles_across_ + i, run, scratch);
+  for (int64_t i = 0; i < tiling_.across(); i++) this->run(row * tiling_.across() + i, run, scratch);
 }
 
 // Through its window, and one row for each row as its residual.
 int64_t ConvStep::rows_needed(int64_t tile_row, const ConvStep& maker) const {
   const Window& w = op_.window;
-  const int64_t last = place(tile_row * tiles_across_).y + kTiles[choice_.tile].rows - 1;
+  const int64_t last = tiling_.place(tile_row * tiling_.across()).y + kTiles[choice_.tile].rows - 1;
   const int64_t read = std::min(in_.shape.h, last * w.stride_h + (w.kernel_h - 1) * w.dilation_h - w.top + 1);
   return residual_ == maker.out ? std::max(read, last + 1) : read;
 }
 
 int64_t ConvStep::rows_made(int64_t tile_row) const {
-  const int64_t rows = place(tile_row * tiles_across_).y + kTiles[choice_.tile].rows;
+  const int64_t rows = tiling_.place(tile_row * tiling_.across()).y + kTiles[choice_.tile].rows;
   return pooled_ ? rows / 2 : rows;
 }
 
@@ -265,7 +164,7 @@ int64_t ConvStep::multiply_adds() const {
   if (!choice_.winograd) return sparse + of_input(w.rank * w.k) + w.rank * w.n * pixels;
   const TileShape shape = kTiles[choice_.tile];
   const auto multiplied = [](int64_t outputs) { return outputs / 2 * 4 + outputs % 2 * 3; };
-  const int64_t tiles = tiles_down_ * tiles_across_ * multiplied(shape.rows) * multiplied(shape.columns);
+  const int64_t tiles = tiling_.tiles() * multiplied(shape.rows) * multiplied(shape.columns);
   return sparse + w.rank * (w.n * pixels + in_.shape.c * tiles);
 }
 

@@ -4,6 +4,7 @@
 #include <map>
 #include <optional>
 
+#include "conv_tiling.h"
 #include "packings.h"
 #include "step.h"
 #include "weights.h"
@@ -52,7 +53,7 @@ class ConvStep : public Step {
   // The choice stands: shares its packing with other slices, and lets go of what only choosing needed.
   void settle(Packings& packings);
 
-  int64_t tasks() const override { return tiles_down_ * tiles_across_ * int64_t(packed_->parts.size()); }
+  int64_t tasks() const override { return tiling_.tiles() * int64_t(packed_->parts.size()); }
   void run(int64_t task, const Run& run, const Scratch& scratch) const override;
   ScratchSize scratch() const override;
   std::string kernel() const override {
@@ -63,31 +64,20 @@ class ConvStep : public Step {
   // In the batch-interleaved layout and a team of one the tasks are rows of tiles, from the top to the bottom. Whether `reader`
   // can take each row of its tiles as soon as this convolution has made what that reads.
   bool can_fuse_rows(const ConvStep& reader) const;
-  int64_t tile_rows() const { return tiles_down_; }
+  int64_t tile_rows() const { return tiling_.down(); }
   void run_tile_row(int64_t row, const Run& run, const Scratch& scratch) const;
   int64_t rows_needed(int64_t tile_row, const ConvStep& maker) const;  // of what the maker stores, from the top
   int64_t rows_made(int64_t tile_row) const;  // of what is stored, from the top
   bool row_fused = false;  // with another convolution
 
  private:
-  // Of a tile's first output: row and column, or in the planar layout the vector as x.
-  struct Place {
-    int64_t y, x;
-  };
-  Place place(int64_t tile) const;
-  const float* corner(const Place& at, const float* arena) const;
-  bool readable_in_place() const;
-  std::vector<int32_t> offsets_in_place() const;
-  std::vector<TileShape> shapes(size_t most, int most_vectors) const;
   bool may_have_patterns() const;
   bool may_stay_inside(TileShape s) const;
   bool must_stay_inside() const;
   bool may_transform(TileShape s) const;
   void add_blocks(ConvChoice c, std::vector<ConvChoice>& list) const;
-  int64_t block_for(TileShape shape, bool inside, int64_t bytes) const;
   void bind();
-  void prepare_gather();
-  void pool_tile(const ConvPart& part, const Place& at, const float* tile, float* arena) const;
+  void pool_tile(const ConvPart& part, const ConvTiling::Place& at, const float* tile, float* arena) const;
 
   const Op& op_;
   const Storage& in_;
@@ -101,16 +91,13 @@ class ConvStep : public Step {
   std::unique_ptr<SparseMatrix> matrix_;
   AlignedVector<float> folded_;
 
+  ConvTiling tiling_;
   ConvChoice choice_;
   std::shared_ptr<const PackedConv> packed_;
   ConvArgs args_{};
   ConvKernel kernel_ = nullptr;
-  int64_t tiles_down_ = 1, tiles_across_ = 1;
-  Gather gather_{};
   const float* second_scale_ = nullptr;
   const float* second_shift_ = nullptr;
-  std::vector<int32_t> gather_index_, gather_taps_;
-  std::vector<GatherVector> gather_vectors_;
 };
 
 }  // namespace splore
