@@ -19,6 +19,7 @@ from splore.capture import fuse
 from splore.capture.lowering import Exported, Lowered, Unsupported, arguments, lower, module_name
 from splore.capture.partition import Piece, partition, tells_batch
 from splore.capture.torch_segment import TorchSegment
+from splore.design.attention import close_attentions
 from splore.design.layers import LowRankSparse
 from splore.engine.flow import Flow, only
 from splore.engine.program import Program
@@ -86,8 +87,10 @@ def densified(model: nn.Module) -> tuple[nn.Module, dict[str, LowRankSparse]]:
     modules = model.named_modules(remove_duplicate=False)
     layers = {path: module for path, module in modules if isinstance(module, LowRankSparse)}
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-    stand_ins = {id(layer): layer.to_dense().requires_grad_(False) for layer in set(layers.values())}  # type: ignore[operator]
-    return copy.deepcopy(model, shared | stand_ins), layers
+    stand_ins = {id(layer): layer.to_dense().requires_grad_(False) for layer in set(layers.values())}
+    dense = copy.deepcopy(model, shared | stand_ins)
+    close_attentions(dense)
+    return dense, layers
 
 
 def _expect_model(model: nn.Module, example: Tensor) -> None:

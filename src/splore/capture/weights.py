@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from splore.design.layers import LowRankSparse
-from splore.design.matrix import Scheme, fold
+from splore.design.matrix import Scheme
 from splore.engine.weight import Floats, Indices, Weight
 
 DENSE_FROM = 0.75
@@ -24,15 +24,17 @@ class Spatial(Weight):
     """
 
 
-def from_layer(layer: LowRankSparse) -> Weight:
-    """The weight of a decomposed layer, part by part; folded to dense where they hold nearly as much as that."""
+def from_layer(layer: LowRankSparse, groups: int = 1) -> Weight:
+    """The weight of a decomposed layer, part by part; folded to dense where they hold nearly as much as that, and for
+    a convolution of several groups.
+    """
     spatial = layer.scheme is Scheme.SPATIAL and len(layer.weight_shape) == 4
     n = layer.weight_shape[0]
     dense = _numpy(layer.compose()).reshape(n, -1)
-    S = None if layer.S is None else _numpy(fold(layer.S, layer.weight_shape, layer.scheme)).reshape(n, -1)
+    S = None if layer.S is None else _numpy(layer.fold(layer.S)).reshape(n, -1)
     stored = sum(part.numel() for part in layer.factors) + (0 if S is None else np.count_nonzero(S) / DENSE_FROM)
-    if stored >= dense.size:
-        return from_dense(dense)
+    if groups > 1 or stored >= dense.size:
+        return from_dense(dense, groups)
     sparse = Weight() if S is None else Weight(None, None, None, *csr(S))
     if layer.rank == 0:
         return sparse

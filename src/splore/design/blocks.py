@@ -28,9 +28,10 @@ class Blocks:
     channels: int
 
     @classmethod
-    def of(cls, size: int, shape: tuple[int, ...] | torch.Size) -> "Blocks":
-        """Those of a weight (n, c, ...), of at most as many channels as it has."""
-        return cls(max(min(size, shape[1]), 1), shape[1])
+    def of(cls, size: int, shape: tuple[int, ...] | torch.Size, transposed: bool = False) -> "Blocks":
+        """Those of a weight (n, c, ...), or (c, n, ...) of a transposed convolution, of at most as many channels."""
+        channels = shape[0 if transposed else 1]
+        return cls(max(min(size, channels), 1), channels)
 
     def sums(self, entries: Tensor) -> Tensor:
         """The sum of each block (m, b) of some entries (m, k)."""

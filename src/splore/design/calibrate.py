@@ -8,13 +8,18 @@ entries of S are fitted to the outputs with all of C: they make up for what was 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
+from splore.design.attention import OpenAttention
 from splore.design.layers import explicit_padding
+from splore.design.low_rank_sparse import KINDS
 from splore.design.matrix import Scheme
+from splore.design.own_forward import has_own_forward, product_input
 from splore.forward import evaluating, run, split
 
 POSITIONS = 64
@@ -70,7 +75,7 @@ def column_scale(W: Tensor, seen: Moments | None) -> Tensor:
 
 @torch.no_grad()
 def moments(
-    model: nn.Module, layers: Mapping[str, nn.Conv2d | nn.Linear], scheme: Scheme, batches: Iterable
+    model: nn.Module, layers: Mapping[str, nn.Linear | _ConvNd], scheme: Scheme, batches: Iterable
 ) -> dict[str, Moments]:
     """The moments of the inputs of layers, over batches of a loader; a layer that is never called is left out.
 
@@ -80,21 +85,31 @@ def moments(
     found: dict[str, Moments] = {}
     draw = torch.Generator().manual_seed(0)
 
-    def hook(name: str, layer: nn.Conv2d | nn.Linear) -> torch.utils.hooks.RemovableHandle:
-        def see(_: nn.Module, inputs: tuple) -> None:
-            x = _columns(layer, inputs[0].detach(), scheme, draw)
-            k = x.shape[1]
-            total = found.setdefault(
-                name,
-                Moments(0, x.new_zeros(k).double(), x.new_zeros(k, k).double(), layer.bias is not None),
-            )
-            total.count += len(x)
-            total.sum += x.sum(0)
-            total.products += x.T @ x
+    def see(name: str, x: Tensor) -> None:
+        layer = layers[name]
+        x = _columns(layer, x.detach(), scheme, draw)
+        k = x.shape[1]
+        # A mean over all groups is that of none, and no bias makes up for it.
+        has_bias = layer.bias is not None and getattr(layer, "groups", 1) == 1
+        total = found.setdefault(name, Moments(0, x.new_zeros(k).double(), x.new_zeros(k, k).double(), has_bias))
+        total.count += len(x)
+        total.sum += x.sum(0)
+        total.products += x.T @ x
 
-        return layer.register_forward_pre_hook(see)
+    handles = [
+        layer.register_forward_pre_hook(lambda _, given, n=name: see(n, given[0])) for name, layer in layers.items()
+    ]
+    names = {layer: name for name, layer in layers.items()}
 
-    handles = [hook(name, layer) for name, layer in layers.items()]
+    def see_projections(attention: nn.Module, args: tuple, kwargs: dict) -> None:
+        assert isinstance(attention, OpenAttention)
+        for projection, inputs in attention.projected(args, kwargs):
+            if projection in names:
+                for x in {id(x): x for x in inputs}.values():
+                    see(names[projection], x)
+
+    attentions = [module for module in model.modules() if isinstance(module, OpenAttention)]
+    handles += [each.register_forward_pre_hook(see_projections, with_kwargs=True) for each in attentions]
     seen = 0
     try:
         with evaluating(model), torch.compiler.set_stance("force_eager"):
@@ -112,20 +127,43 @@ def moments(
     return found
 
 
-def _columns(layer: nn.Conv2d | nn.Linear, x: Tensor, scheme: Scheme, draw: torch.Generator) -> Tensor:
+def _columns(layer: nn.Linear | _ConvNd, x: Tensor, scheme: Scheme, draw: torch.Generator) -> Tensor:
     """The inputs (N, k) of a layer's matrix, of a convolution at some places of each image."""
+    padding: Any = getattr(layer, "padding", 0)
+    kind = next(kind for kind in KINDS if isinstance(layer, kind))
+    if has_own_forward(layer, kind):
+        x, padding = product_input(layer, x)
     x = x.float()
     if isinstance(layer, nn.Linear):
         return x.flatten(0, -2)
-    x = x if x.dim() == 4 else x[None]
-    x = F.pad(x, explicit_padding(layer), mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
-    (kh, kw), (dh, dw), (sh, sw) = layer.kernel_size, layer.dilation, layer.stride
-    if scheme is Scheme.CHANNEL:
-        patches = F.unfold(x, (kh, kw), (dh, dw), 0, (sh, sw))
-    else:  # a column is one of kh rows of a channel, and each of kw columns of the kernel sees all of them
-        patches = F.unfold(x, (kh, 1), (dh, 1), 0, (sh, 1))
+    x = x if x.dim() == len(layer.weight.shape) else x[None]
+    patches = _patches(layer, x, padding, scheme)
     places = torch.randperm(patches.shape[2], generator=draw)[:POSITIONS].to(x.device)
     return patches[:, :, places].transpose(1, 2).flatten(0, 1)
+
+
+def _patches(layer: _ConvNd, x: Tensor, padding: Any, scheme: Scheme) -> Tensor:  # noqa: ANN401
+    """The columns (N, k, places) that the kernel meets; those of each group as if they were other images'."""
+    axes = range(2, x.dim())
+    stride, mode = layer.stride, "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    if layer.transposed:  # a convolution of the input with zeros between, the kernel turned round
+        spread = x.new_zeros(*x.shape[:2], *((x.shape[axis] - 1) * stride[axis - 2] + 1 for axis in axes))
+        places = tuple(slice(None, None, step) for step in stride)
+        spread[(slice(None), slice(None), *places)] = x
+        x, stride = spread, (1,) * len(stride)
+        reach = [d * (k - 1) - p for d, k, p in zip(layer.dilation, layer.kernel_size, padding, strict=True)]
+        ends = [r + more for r, more in zip(reach, layer.output_padding, strict=True)]
+        sides = [side for pair in zip(reversed(reach), reversed(ends), strict=True) for side in pair]
+    else:
+        sides = explicit_padding(padding, layer.kernel_size, layer.dilation)
+    x = F.pad(x, sides, mode=mode).unflatten(1, (layer.groups, -1)).flatten(0, 1)
+    for axis in axes:
+        size, step, gap = layer.kernel_size[axis - 2], stride[axis - 2], layer.dilation[axis - 2]
+        if scheme is Scheme.SPATIAL and len(axes) == 2 and axis == 3:
+            continue  # a column is one of kh rows of a channel, and each of kw columns of the kernel sees all of them
+        x = x.unfold(axis, gap * (size - 1) + 1, step)[..., ::gap]
+        x = x.flip(-1) if layer.transposed else x
+    return x.movedim(tuple(axes), tuple(range(-len(axes), 0))).flatten(1, -1 - len(axes)).flatten(2)
 
 
 def fitted(

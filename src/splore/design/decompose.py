@@ -5,16 +5,18 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from splore.design.attention import OpenAttention, close_attentions, opened
 from splore.design.blocks import Blocks
-from splore.design.layers import LowRankSparse, LowRankSparseConv2d, LowRankSparseLinear
-from splore.design.matrix import Scheme, unfold
-from splore.design.obstacle import Uses, obstacle
+from splore.design.layers import LowRankSparse, layer_of
+from splore.design.low_rank_sparse import KINDS
+from splore.design.matrix import Scheme
+from splore.design.obstacle import OTHERS, Uses, obstacle
 from splore.design.ranks import Budget, Rank, check_params, check_rank, choose_rank, largest_useful_rank, ranks_within
 from splore.design.select import Pattern, replace, select
 from splore.design.start import Start, from_scratch
-from splore.design.trained import Inputs, Layers, Parts, inputs_of, parts_to_budget, parts_to_density
+from splore.design.trained import Inputs, Layers, Parts, inputs_of, matrix_of, parts_to_budget, parts_to_density
 from splore.forward import Epochs
 
 DEFAULT_RANK = 0.05
@@ -32,7 +34,7 @@ class Design:
         block: what of S is kept or cut together: so many neighbouring input channels of one output channel and one tap.
             1 is the S of the paper; 4 suits the engine in eight bits, and takes one position for four entries.
         scheme: the matricisation of convolution kernels.
-        include: layers to decompose: names, globs, `re:` patterns, class names or classes.
+        include: layers to decompose: names, globs, `re:` patterns, class names or classes; all that can be by default.
         exclude: layers to leave dense, in the same terms.
         start: `trained` keeps the model's weights: A·B + S is what they are, or, without a sparse part, A·B their best
             approximation of its rank. To start afresh: `svd` takes them as a draw, L its best rank-r approximation and
@@ -49,7 +51,7 @@ class Design:
     sparse: bool = True
     block: int = 1
     scheme: Scheme = Scheme.CHANNEL
-    include: tuple[Pattern, ...] = ("Conv2d", "Linear")
+    include: tuple[Pattern, ...] = ("*",)
     exclude: tuple[Pattern, ...] = ()
     start: Start = "trained"
     trained: bool = False
@@ -103,9 +105,11 @@ class Summary:
 def decompose(model: nn.Module, design: Design, calibrate: Iterable | Epochs | None = None) -> Summary:
     """Replaces layers of `model` in place by layers with W = A·B + S, and says what became of each selected one.
 
-    Takes any `nn.Module`, and keeps what it has learned; for a start from scratch see `Design.start`. What can't be
-    decomposed stays dense: convolutions of other kinds, grouped and depthwise ones, subclasses with a forward of their
-    own, parametrised or tied weights, layers with hooks or kept in lists, layers that A and B would make larger.
+    Takes any `nn.Module`, and keeps what it has learned; for a start from scratch see `Design.start`. Decomposed are
+    convolutions of any kind, linear layers and the projections of `nn.MultiheadAttention`, which becomes one that has
+    them as layers; a subclass too whose own forward does no more than pad and cast, and keeps it. What can't be
+    decomposed stays dense: depthwise convolutions, other forwards, recurrent layers and embeddings, parametrised or
+    tied weights, layers with hooks or kept in lists, layers that A and B would make larger.
     Optimisers must be built afterwards: the parameters are new.
 
     Args:
@@ -121,22 +125,19 @@ def decompose(model: nn.Module, design: Design, calibrate: Iterable | Epochs | N
     """
     if calibrate is not None and design.start != "trained":
         raise ValueError(f"start={design.start!r} starts afresh, and has nothing to calibrate: leave calibrate out")
-    names, idle = select(model, (_ConvNd, nn.Linear), design.include, design.exclude)
+    with opened(model):
+        return _decompose(model, design, calibrate)
+
+
+def _decompose(model: nn.Module, design: Design, calibrate: Iterable | Epochs | None) -> Summary:
+    names, idle = select(model, (*KINDS, *OTHERS), design.include, design.exclude)
     modules, uses = dict(model.named_modules()), Uses(model)
-    dense: dict[str, str] = {}
-    layers: dict[str, nn.Conv2d | nn.Linear] = {}
-    if design.include == Design.include:  # all that can be: what can't is named
-        others = select(model, (_ConvNd,), ("*",), design.exclude)[0]
-        dense = {name: obstacle(modules[name], uses) for name in others if not isinstance(modules[name], nn.Conv2d)}
-    for name in names:
-        module = modules[name]
-        if reason := obstacle(module, uses):
-            dense[name] = reason
-        elif isinstance(module, nn.Conv2d | nn.Linear):
-            layers[name] = module
+    reasons = {name: obstacle(modules[name], uses) for name in names if not isinstance(modules[name], OpenAttention)}
+    dense = {name: reason for name, reason in reasons.items() if reason}
+    layers: Layers = {name: modules[name] for name, reason in reasons.items() if not reason}  # type: ignore[misc]
     if "" in layers:
         raise ValueError("the model is itself the layer to replace: wrap it, as in nn.Sequential(layer)")
-    matrices = {name: unfold(layer.weight.detach(), design.scheme) for name, layer in layers.items()}
+    matrices = {name: matrix_of(layer, design.scheme) for name, layer in layers.items()}
     for name, matrix in matrices.items():
         if not matrix.isfinite().all():
             raise ValueError(f"expected finite numbers, found NaN or infinity in the weight of {name!r}")
@@ -160,17 +161,16 @@ def decompose(model: nn.Module, design: Design, calibrate: Iterable | Epochs | N
     parts = _parts(model, design, chosen, {name: matrices[name] for name in ranks}, ranks, inputs)
     new = {name: _decomposed(layer, parts[name], design) for name, layer in chosen.items()}
     for name, layer in new.items():
-        if inputs is not None and name in inputs.seen and layer.bias is not None:
+        if inputs is not None and name in inputs.seen and inputs.seen[name].has_bias and layer.bias is not None:
             lost = matrices[name] - layer.matrix.detach()
             layer.bias.detach().add_(inputs.seen[name].shift(lost, len(layer.bias)))
     replace(model, {chosen[name]: layer for name, layer in new.items()})
     return Summary({name: layer.rank for name, layer in new.items()}, dense, tuple(idle))
 
 
-def _decomposed(layer: nn.Conv2d | nn.Linear, parts: Parts, design: Design) -> LowRankSparse:
+def _decomposed(layer: nn.Linear | _ConvNd, parts: Parts, design: Design) -> LowRankSparse:
     A, B, S, mask = parts
-    kind = LowRankSparseConv2d if isinstance(layer, nn.Conv2d) else LowRankSparseLinear
-    new: LowRankSparse = kind(layer, A.shape[1], design.sparse, design.scheme, design.block)  # type: ignore[arg-type]
+    new = layer_of(layer, A.shape[1], design.sparse, design.scheme, design.block)
     new.set_parts(A, B, S, mask)
     return new
 
@@ -204,7 +204,10 @@ def _parts(
     """The starting values of each layer."""
     if design.start != "trained":
         return {n: (*from_scratch(W, ranks[n], design.sparse, design.start), None) for n, W in matrices.items()}
-    blocks = {name: Blocks.of(design.block, layer.weight.shape) for name, layer in layers.items()}
+    blocks = {
+        name: Blocks.of(design.block, layer.weight.shape, isinstance(layer, _ConvTransposeNd))
+        for name, layer in layers.items()
+    }
     if design.params is None:
         return parts_to_density(matrices, ranks, blocks, design.sparse, design.density, inputs)
     left = _left(model, design.params, matrices)
@@ -221,5 +224,6 @@ def materialise(model: nn.Module) -> nn.Module:
 
     Returns the dense layer itself when the model is a single decomposed layer.
     """
-    kinds = LowRankSparseConv2d | LowRankSparseLinear
-    return replace(model, {layer: layer.to_dense() for layer in model.modules() if isinstance(layer, kinds)})
+    model = replace(model, {layer: layer.to_dense() for layer in model.modules() if isinstance(layer, LowRankSparse)})
+    close_attentions(model)
+    return model

@@ -5,12 +5,12 @@ of one small matrix product more than the dense layer.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.utils import _reverse_repeat_tuple
+from torch.nn.modules.conv import _ConvNd
 
 from splore.design.low_rank_sparse import LowRankSparse
 from splore.design.matrix import Scheme
@@ -22,43 +22,44 @@ class LowRankSparseConv2d(LowRankSparse):
     """`nn.Conv2d` with the weight W = A·B + S.
 
     Input (N, c, H, W), output (N, n, H', W') as `nn.Conv2d` gives them, with the same strides, paddings ('same' and
-    'valid' too), padding modes and dilations. Grouped convolutions are not offered: see `splore.decompose`.
+    'valid' too), padding modes, dilations and groups.
     """
 
     def __init__(
         self, dense: nn.Conv2d, rank: int, sparse: bool = True, scheme: Scheme = Scheme.CHANNEL, block: int = 1
     ) -> None:
-        if dense.groups != 1:
-            raise ValueError(f"a grouped convolution can't be decomposed, found groups={dense.groups}")
         super().__init__(dense, rank, sparse, scheme, block)
         self.in_channels, self.out_channels = dense.in_channels, dense.out_channels
         self.kernel_size, self.stride, self.dilation = dense.kernel_size, dense.stride, dense.dilation
-        self.padding, self.padding_mode, self.groups = dense.padding, dense.padding_mode, 1
-        self._explicit_padding = explicit_padding(dense)
+        self.padding, self.padding_mode, self.groups = dense.padding, dense.padding_mode, dense.groups
+        self._explicit_padding = explicit_padding(dense.padding, dense.kernel_size, dense.dilation)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.padding_mode == "zeros":
-            return F.conv2d(x, self.compose(), self.bias, self.stride, self.padding, self.dilation)
-        x = F.pad(x, self._explicit_padding, mode=self.padding_mode)
-        return F.conv2d(x, self.compose(), self.bias, self.stride, 0, self.dilation)
+        if self.shell is not None:
+            return super().forward(x)
+        return self._conv_forward(x, self.compose(), self.bias)
 
-    def to_dense(self) -> nn.Conv2d:
-        """An `nn.Conv2d` that computes the same function; its weight is A·B + S, rounded once."""
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.padding_mode == "zeros":
+            return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        x = F.pad(x, self._explicit_padding, mode=self.padding_mode)
+        return F.conv2d(x, weight, bias, self.stride, 0, self.dilation, self.groups)
+
+    def _dense(self) -> nn.Conv2d:
         geometry: dict[str, Any] = {
             "kernel_size": self.kernel_size,
             "stride": self.stride,
             "padding": self.padding,
             "dilation": self.dilation,
+            "groups": self.groups,
             "padding_mode": self.padding_mode,
         }
-        place: dict[str, Any] = {"device": self.reference.device, "dtype": self.reference.dtype}
-        dense = nn.Conv2d(self.in_channels, self.out_channels, bias=self.bias is not None, **geometry, **place)
-        return _filled(dense, self)
+        return nn.Conv2d(self.in_channels, self.out_channels, **geometry, device="meta")
 
     def extra_repr(self) -> str:
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
-            f"padding={self.padding}, dilation={self.dilation}, {self._describe()}"
+            f"padding={self.padding}, dilation={self.dilation}, groups={self.groups}, {self._describe()}"
         )
 
 
@@ -72,16 +73,24 @@ class LowRankSparseLinear(LowRankSparse):
         self.in_features, self.out_features = dense.in_features, dense.out_features
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.shell is not None:
+            return super().forward(x)
         return F.linear(x, self.compose(), self.bias)
 
-    def to_dense(self) -> nn.Linear:
-        """An `nn.Linear` that computes the same function; its weight is A·B + S, rounded once."""
-        place: dict[str, Any] = {"device": self.reference.device, "dtype": self.reference.dtype}
-        dense = nn.Linear(self.in_features, self.out_features, self.bias is not None, **place)
-        return _filled(dense, self)
+    def _dense(self) -> nn.Linear:
+        return nn.Linear(self.in_features, self.out_features, device="meta")
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, {self._describe()}"
+
+
+def layer_of(dense: nn.Linear | _ConvNd, rank: int, sparse: bool, scheme: Scheme, block: int = 1) -> LowRankSparse:
+    """The layer that takes the place of a dense one, its parts still zero."""
+    if isinstance(dense, nn.Conv2d):
+        return LowRankSparseConv2d(dense, rank, sparse, scheme, block)
+    if isinstance(dense, nn.Linear):
+        return LowRankSparseLinear(dense, rank, sparse, scheme, block)
+    return LowRankSparse(dense, rank, sparse, scheme, block)
 
 
 def decomposed_layers(model: nn.Module) -> dict[str, LowRankSparse]:
@@ -110,21 +119,13 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
     return without, without - factors + sum(math.prod(layer.weight_shape) for layer in layers)
 
 
-def explicit_padding(conv: nn.Conv2d) -> list[int]:
-    """The padding as `F.pad` takes it, last dimension first; 'same' puts an odd one at the end, as `nn.Conv2d` does."""
-    if conv.padding == "valid":
-        return [0, 0, 0, 0]
-    if conv.padding == "same":
-        widths = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+def explicit_padding(padding: Sequence[int] | int | str, sides: Sequence[int], dilation: Sequence[int]) -> list[int]:
+    """A convolution's padding as `F.pad` takes it, last dimension first; 'same' puts an odd one at the end, as PyTorch.
+
+    `sides` are those of the kernel.
+    """
+    if padding == "same":
+        widths = [d * (k - 1) for d, k in zip(dilation, sides, strict=True)]
         return [side for width in reversed(widths) for side in (width // 2, width - width // 2)]
-    return list(_reverse_repeat_tuple(conv.padding, 2))
-
-
-@torch.no_grad()
-def _filled(dense, layer: LowRankSparse):  # noqa: ANN001, ANN202
-    dense.weight.copy_(layer.compose())
-    dense.weight.requires_grad_(layer.reference.requires_grad)
-    if layer.bias is not None:
-        dense.bias.copy_(layer.bias)
-        dense.bias.requires_grad_(layer.bias.requires_grad)
-    return dense.train(layer.training)
+    each = [0 if isinstance(padding, str) else padding] * len(sides) if isinstance(padding, str | int) else padding
+    return [side for side in reversed(each) for _ in range(2)]

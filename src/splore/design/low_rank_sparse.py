@@ -14,19 +14,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from splore.design.blocks import Blocks
 from splore.design.composed import ComposedWeight
 from splore.design.matrix import Scheme, fold, matrix_shape, unfold
+from splore.design.own_forward import Shell, has_own_forward
+
+KINDS = (nn.Linear, nn.Conv2d, nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+"""The classes of layers that can be decomposed, and their subclasses."""
 
 
 class LowRankSparse(nn.Module):
     """A layer with the weight W = A·B + S.
 
     Built from a dense layer, as `LowRankSparseConv2d(dense, rank)` or `LowRankSparseLinear(dense, rank)`, A, B and S
-    still zero; `splore.decompose` does so for a whole network and fills them.
+    still zero; `splore.decompose` does so for a whole network and fills them. Used as it stands for convolutions of
+    other kinds.
     """
 
+    kind: type[nn.Linear | _ConvNd]  # PyTorch's class of the dense layer
+    shell: Shell | None  # what computes in its stead, unless it is a plain Linear or Conv2d
     A: nn.Parameter  # None, like B, in a layer of rank 0
     B: nn.Parameter
     S: nn.Parameter  # None, like its mask, in a layer that is low-rank only
@@ -35,7 +43,7 @@ class LowRankSparse(nn.Module):
 
     def __init__(
         self,
-        dense: nn.Conv2d | nn.Linear,
+        dense: nn.Linear | _ConvNd,
         rank: int,
         sparse: bool,
         scheme: Scheme,
@@ -45,8 +53,11 @@ class LowRankSparse(nn.Module):
         weight = dense.weight
         self.scheme = scheme
         self.weight_shape = tuple(weight.shape)
-        self.blocks = Blocks.of(block, self.weight_shape)
-        m, k = matrix_shape(weight.shape, scheme)
+        self.kind = next(kind for kind in KINDS if isinstance(dense, kind))
+        plain = self.kind in (nn.Linear, nn.Conv2d) and not has_own_forward(dense, self.kind)
+        self.shell = None if plain else Shell(dense)
+        self.blocks = Blocks.of(block, self.weight_shape, self.transposed)
+        m, k = self.matrix_shape
         if not 0 <= rank <= min(m, k):
             raise ValueError(f"rank must lie between 0 and {min(m, k)} for a {m} x {k} matrix, found {rank}")
         if rank == 0 and not sparse:
@@ -62,6 +73,20 @@ class LowRankSparse(nn.Module):
             part.requires_grad_(weight.requires_grad)  # a frozen layer stays frozen
         self.register_parameter("bias", dense.bias)  # type: ignore[arg-type]
         self.train(dense.training)
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the weight is that of a transposed convolution."""
+        return issubclass(self.kind, _ConvTransposeNd)
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """m and k."""
+        return matrix_shape(self.weight_shape, self.scheme, self.transposed)
+
+    def fold(self, matrix: Tensor) -> Tensor:
+        """A matrix (m, k) in the shape of the dense layer's weight."""
+        return fold(matrix, self.weight_shape, self.scheme, self.transposed)
 
     @property
     def rank(self) -> int:
@@ -108,12 +133,28 @@ class LowRankSparse(nn.Module):
 
         What is written into it in place goes into S, so that W is what was written; ValueError where S can't take it.
         """
-        return ComposedWeight.of(fold(self.matrix, self.weight_shape, self.scheme).contiguous(), self)
+        return ComposedWeight.of(self.fold(self.matrix).contiguous(), self)
 
     def compose(self) -> Tensor:
         """W = A·B + S in the shape of the dense layer's weight, as a plain tensor; differentiable."""
-        matrix = self.S if self.A is None else self.matrix
-        return fold(matrix, self.weight_shape, self.scheme)
+        return self.fold(self.S if self.A is None else self.matrix)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the dense layer gives for the weight W."""
+        assert self.shell is not None  # a plain layer's class has a forward of its own
+        return self.shell(x, self.compose(), self.bias)
+
+    def _dense(self) -> nn.Module:
+        """A plain dense layer of the same geometry, without weights."""
+        raise NotImplementedError
+
+    def to_dense(self) -> nn.Module:
+        """A layer of the dense one's class that computes the same function; its weight is A·B + S, rounded once."""
+        weight, bias = self.compose().detach(), self.bias
+        dense: Any = self._dense() if self.shell is None else self.shell.dense()
+        dense.weight = nn.Parameter(weight.clone(memory_format=torch.contiguous_format), self.reference.requires_grad)
+        dense.bias = None if bias is None else nn.Parameter(bias.detach().clone(), bias.requires_grad)
+        return dense.train(self.training)
 
     def __setattr__(self, name: str, value: Tensor | nn.Module) -> None:
         if name == "weight":
@@ -134,7 +175,7 @@ class LowRankSparse(nn.Module):
             raise ValueError(
                 "the weight of a layer without a sparse part can't be written: it is A·B; give these by set_parts"
             )
-        S = unfold(weight.detach(), self.scheme) - self.low_rank
+        S = unfold(weight.detach(), self.scheme, self.transposed) - self.low_rank
         outside = S.masked_fill(self.mask, 0).abs().max()
         if outside > 4 * torch.finfo(S.dtype).eps * weight.abs().max():
             raise ValueError(
@@ -151,7 +192,7 @@ class LowRankSparse(nn.Module):
 
         None, or r = 0, for A and B means rank 0. A and B are new parameters where the rank changes.
         """
-        m, k = matrix_shape(self.weight_shape, self.scheme)
+        m, k = self.matrix_shape
         if (A is None) != (B is None):
             raise ValueError("expected both of A and B or neither, found one")
         rank = 0
@@ -185,7 +226,7 @@ class LowRankSparse(nn.Module):
             return
         if rank == 0 and self.S is None:
             raise ValueError("a layer without a sparse part can't have rank 0: it would have no weight")
-        m, k = matrix_shape(self.weight_shape, self.scheme)
+        m, k = self.matrix_shape
         like = self.reference
         for name, shape in {"A": (m, rank), "B": (rank, k)}.items():
             part = nn.Parameter(like.new_empty(shape), requires_grad=like.requires_grad) if rank else None
@@ -233,7 +274,7 @@ class LowRankSparse(nn.Module):
 
         A state of rank 0 has no A and B; older ones have empty ones.
         """
-        m, k = matrix_shape(self.weight_shape, self.scheme)
+        m, k = self.matrix_shape
         A, B = state_dict.get(prefix + "A"), state_dict.get(prefix + "B")
         if A is None and B is None:
             if self.S is not None and prefix + "S" in state_dict:
@@ -243,6 +284,9 @@ class LowRankSparse(nn.Module):
                 del state_dict[prefix + "A"], state_dict[prefix + "B"]
             if A.shape[1] or self.S is not None:
                 self._resize(A.shape[1])
+
+    def extra_repr(self) -> str:
+        return f"{self.kind.__name__}, {self._describe()}"
 
     def _describe(self) -> str:
         sparse = "" if self.S is None else ", sparse"

@@ -6,10 +6,17 @@ from inspect import ismethod
 
 from torch import Tensor, nn
 
+from splore.design.low_rank_sparse import KINDS
+from splore.design.own_forward import has_own_forward, oddity
+
 _OWN = frozenset(vars(nn.Module()))
 """What every module has: its parameters and children among them, from which `decompose` replaces layers."""
 
 _HOOKS = tuple(name for name in _OWN if "hooks" in name and "always_called" not in name and "with_kwargs" not in name)
+
+
+OTHERS = (nn.RNNBase, nn.RNNCellBase, nn.Embedding, nn.EmbeddingBag, nn.Bilinear, nn.MultiheadAttention)
+"""Layers with matrices of their own that are not decomposed, and are to be named; an attention that was opened is."""
 
 
 class Uses:
@@ -27,14 +34,18 @@ class Uses:
 
 def obstacle(module: nn.Module, uses: Uses) -> str:
     """Why a layer can't be decomposed; empty when it can."""
-    if not isinstance(module, nn.Conv2d | nn.Linear):
-        return f"a {type(module).__name__}: only Conv2d and Linear are decomposed"
-    kind = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear
-    own = [f for f in ("forward", "_conv_forward") if getattr(type(module), f, None) is not getattr(kind, f, None)]
-    if own or "forward" in vars(module):
-        return f"{type(module).__name__} has a forward of its own"
-    if isinstance(module, nn.Conv2d) and module.groups != 1:
-        return f"a grouped convolution (groups={module.groups})"
+    if not isinstance(module, KINDS):
+        return f"a {type(module).__name__}: only convolutions, linear layers and attention's projections are decomposed"
+    kind = next(kind for kind in KINDS if isinstance(module, kind))
+    if "forward" in vars(module):
+        return f"{type(module).__name__} has a forward of its own, set on this one layer"
+    groups = getattr(module, "groups", 1)
+    if groups > 1 and (module.transposed or groups == module.in_channels):
+        return (
+            "a grouped transposed convolution"
+            if module.transposed
+            else "a depthwise convolution: filters of one channel"
+        )
     if module._parameters.get("weight") is None or "bias" not in module._parameters:
         return "its weight or bias is parametrised"
     weight = module.weight
@@ -42,6 +53,8 @@ def obstacle(module: nn.Module, uses: Uses) -> str:
         return "it is lazy: run the model once first"
     if not weight.is_floating_point():
         return f"its weight is {weight.dtype}"
+    if has_own_forward(module, kind) and (odd := oddity(module)):
+        return f"{type(module).__name__} has a forward of its own: {odd}"
     if uses.owners[id(weight)] > 1 or uses.memory[_memory(weight)] > 1:
         return "its weight is tied to another module's"
     if any(getattr(module, name) for name in _HOOKS):

@@ -10,18 +10,19 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from splore.design.allocate import share
 from splore.design.blocks import Blocks
 from splore.design.calibrate import TINY, Moments, column_scale, fitted, moments
-from splore.design.matrix import Scheme, fold
+from splore.design.matrix import Scheme, fold, unfold
 from splore.design.start import from_trained
 from splore.forward import Epochs, batches_of, evaluating, run, split
 
 PROBES = 2
 """Batches on which the weight of each layer's errors is measured."""
 
-Layers = Mapping[str, nn.Conv2d | nn.Linear]
+Layers = Mapping[str, nn.Linear | _ConvNd]
 Parts = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 """A (m, r), B (r, k), S (m, k) or None, and a mask (m, k) or None for an open one."""
 
@@ -32,6 +33,11 @@ class Inputs:
 
     batches: list
     seen: dict[str, Moments]
+
+
+def matrix_of(layer: nn.Linear | _ConvNd, scheme: Scheme) -> Tensor:
+    """The matrix (m, k) of a dense layer's weight."""
+    return unfold(layer.weight.detach(), scheme, isinstance(layer, _ConvTransposeNd))
 
 
 def inputs_of(model: nn.Module, layers: Layers, scheme: Scheme, loader: Iterable | Epochs) -> Inputs:
@@ -110,8 +116,8 @@ def _weights(
             error = seen.error(matrices[name] - W) / max(seen.error(matrices[name]), TINY)
             before = [p.clone() for p in layer.parameters()]
             try:
-                layer.weight.copy_(fold(W, layer.weight.shape, scheme))
-                if layer.bias is not None:
+                layer.weight.copy_(fold(W, layer.weight.shape, scheme, isinstance(layer, _ConvTransposeNd)))
+                if layer.bias is not None and seen.has_bias:
                     layer.bias.add_(seen.shift(matrices[name] - W, len(layer.bias)))
                 moved = _outputs(model, inputs)
             finally:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from splore.design.layers import LowRankSparse
-from splore.design.matrix import Scheme, matrix_shape
+from splore.design.matrix import Scheme
 from splore.measure.macs import Work, multiply_adds
 from splore.modelfile.packed import pack
 
@@ -142,7 +142,7 @@ def cost(model: nn.Module, input_shape: tuple[int, ...]) -> Cost:
 def _layer_cost(name: str, module: nn.Module, own: list[Tensor], work: Work) -> LayerCost:
     params = sum(t.numel() for t in own if isinstance(t, nn.Parameter))
     size = sum(t.nbytes for t in own)
-    kind = type(module).__name__.removeprefix("LowRankSparse")
+    kind = module.kind.__name__ if isinstance(module, LowRankSparse) else type(module).__name__
     if not isinstance(module, LowRankSparse):
         weight = module.weight if isinstance(module, _ConvNd | nn.Linear) else None
         shape = None if weight is None else tuple(weight.shape)
@@ -157,7 +157,7 @@ def _layer_cost(name: str, module: nn.Module, own: list[Tensor], work: Work) -> 
             bytes=size,
             dense_bytes=size,
         )
-    m, k = matrix_shape(module.weight_shape, module.scheme)
+    m, k = module.matrix_shape
     sparse = [t for t in own if t is module.S]
     factors = [t for t in own if any(t is part for part in module.factors)]
     rest = params - sum(t.numel() for t in (*sparse, *factors) if isinstance(t, nn.Parameter))

@@ -8,14 +8,16 @@ computes, whereas training composes W. All other modules count as nothing.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from splore.design.layers import LowRankSparse
-from splore.design.matrix import Scheme, matrix_shape
+from splore.design.attention import OpenAttention
+from splore.design.layers import LowRankSparse, LowRankSparseConv2d
+from splore.design.matrix import Scheme
 from splore.forward import evaluating
 
 
@@ -42,12 +44,15 @@ def multiply_adds(model: nn.Module, input_shape: tuple[int, ...]) -> dict[int, W
         work[id(module)] = Work(old.macs + new.macs, old.dense_macs + new.dense_macs)
 
     def count(module: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple) -> None:
-        inputs = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
+        if isinstance(module, OpenAttention):
+            for layer, inputs in module.projected(args, kwargs):
+                add(layer, _projection(layer, inputs))
+        elif isinstance(module, nn.MultiheadAttention):
+            add(module, _in_projection(module, args, kwargs))
         if isinstance(module, nn.MultiheadAttention):
-            add(module, _in_projection(module, *(inputs[name] for name in ("query", "key", "value"))))
             add(module.out_proj, layer_work(module.out_proj, output[0], output[0]))
         elif isinstance(output, Tensor):
-            add(module, layer_work(module, next(iter(inputs.values())), output))
+            add(module, layer_work(module, next(iter((*args, *kwargs.values()))), output))
 
     kinds = LowRankSparse | _ConvNd | nn.Linear | nn.MultiheadAttention
     layers = [module for module in model.modules() if isinstance(module, kinds)]
@@ -67,25 +72,44 @@ def multiply_adds(model: nn.Module, input_shape: tuple[int, ...]) -> dict[int, W
 
 def layer_work(layer: nn.Module, x: Tensor, y: Tensor) -> Work:
     """The work of one call of a layer, from its input and its output."""
-    if isinstance(layer, LowRankSparse):
-        pixels = y.numel() // layer.weight_shape[0]
-        between = pixels
-        if len(layer.weight_shape) == 4 and layer.scheme is Scheme.SPATIAL:
-            # The kh x 1 convolution comes first: its output has the final height but still the width of the input.
-            between = pixels // y.shape[-1] * x.shape[-1]
-        nnz = int(layer.nnz)
-        m, k = matrix_shape(layer.weight_shape, layer.scheme)
-        return Work(layer.rank * (k * between + m * pixels) + nnz * pixels, m * k * pixels)
-    assert isinstance(layer, _ConvNd | nn.Linear)
     # Each entry of a weight meets each output pixel once, or each input pixel where the convolution is transposed and
     # the first axis of the weight is that of the input channels.
-    pixels = (x if isinstance(layer, _ConvTransposeNd) else y).numel() // layer.weight.shape[0]
-    return Work(layer.weight.numel() * pixels, layer.weight.numel() * pixels)
+    if not isinstance(layer, LowRankSparse):
+        assert isinstance(layer, _ConvNd | nn.Linear)
+        pixels = (x if isinstance(layer, _ConvTransposeNd) else y).numel() // layer.weight.shape[0]
+        return Work(layer.weight.numel() * pixels, layer.weight.numel() * pixels)
+    shape, transposed = layer.weight_shape, layer.transposed
+    pixels = (x if transposed else y).numel() // shape[0]
+    dense = prod(shape) * pixels
+    if isinstance(layer, LowRankSparseConv2d) and layer.groups > 1:  # it runs composed
+        return Work(int(layer.compose().count_nonzero()) * pixels, dense)
+    between, after = pixels, y.numel() // shape[1] if transposed else pixels
+    if len(shape) == 4 and layer.scheme is Scheme.SPATIAL:
+        # The kh x 1 convolution comes first: between the two, maps have their final height, and the input's width.
+        if transposed:
+            after = after // y.shape[-1] * x.shape[-1]
+        else:
+            between = between // y.shape[-1] * x.shape[-1]
+    m, k = layer.matrix_shape
+    return Work(layer.rank * (k * between + m * after) + int(layer.nnz) * pixels, dense)
 
 
-def _in_projection(attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> Work:
+def _projection(layer: nn.Module, inputs: list[Tensor]) -> Work:
+    """The work of one of an attention's projections, with an input (..., k) for each part of its outputs."""
+    tokens = {id(x): x.numel() // x.shape[-1] for x in inputs}
+    each = sum(tokens[id(x)] for x in inputs)  # over all parts
+    if not isinstance(layer, LowRankSparse):
+        macs = layer.get_parameter("weight").numel() // len(inputs) * each
+        return Work(macs, macs)
+    m, k = layer.matrix_shape
+    low_rank = layer.rank * (k * sum(tokens.values()) + m // len(inputs) * each)
+    return Work(low_rank + int(layer.nnz) * each // len(inputs), m // len(inputs) * k * each)
+
+
+def _in_projection(attention: nn.MultiheadAttention, args: tuple, kwargs: dict) -> Work:
     """The work of an attention's projections of its inputs (..., channels), with the weights that it holds itself."""
-    macs = sum(x.numel() * attention.embed_dim for x in (query, key, value))
+    inputs = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
+    macs = sum(inputs[name].numel() * attention.embed_dim for name in ("query", "key", "value"))
     return Work(macs, macs)
 
 

@@ -6,12 +6,16 @@ out. A tensor that the network holds under several names is stored once.
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from splore.design.attention import opened
 from splore.design.blocks import Blocks
-from splore.design.layers import LowRankSparse, LowRankSparseConv2d, LowRankSparseLinear
+from splore.design.layers import LowRankSparse, layer_of
+from splore.design.low_rank_sparse import KINDS
 from splore.design.select import replace
 from splore.modelfile.packed import Index, PackedSparse, pack, unpack
 from splore.modelfile.structure import IndexStructure, LayerStructure, ModelFileError, SparseStructure, Structure, join
@@ -69,6 +73,16 @@ def check_network(model: nn.Module, structure: Structure, tensors: Mapping[str, 
     Raises:
         ModelFileError: modules, names, shapes or kinds of numbers differ, or the network is decomposed already.
     """
+    with _opened(model, structure):
+        _check_open(model, structure, tensors)
+
+
+def _opened(model: nn.Module, structure: Structure) -> AbstractContextManager[None]:
+    """The attentions of which the file has a projection decomposed hold it as a layer within."""
+    return opened(model, {name for layer in structure.layers for name in layer.names}.__contains__)
+
+
+def _check_open(model: nn.Module, structure: Structure, tensors: Mapping[str, Tensor]) -> None:
     modules = dict(model.named_modules(remove_duplicate=False))
     expected, found = _signatures(tensors), _signatures(model.state_dict())
     for name, module in modules.items():
@@ -113,7 +127,8 @@ def restore(model: nn.Module, structure: Structure, tensors: Mapping[str, Tensor
             for name in layer.names:
                 state[join(name, "S")], state[join(name, "mask")] = S, mask
     state |= {name: tensors[stored] for name, stored in structure.ties.items()}
-    model = replace(model, dict(_decomposed(model, layer) for layer in structure.layers))
+    with _opened(model, structure):
+        model = replace(model, dict(_decomposed(model, layer) for layer in structure.layers))
     for name, t in model.state_dict(keep_vars=True).items():
         if t.dtype != state[name].dtype:
             t.data = t.data.to(state[name].dtype)
@@ -124,13 +139,12 @@ def restore(model: nn.Module, structure: Structure, tensors: Mapping[str, Tensor
 
 
 def _structure(layer: LowRankSparse, names: tuple[str, ...], packed: PackedSparse | None) -> LayerStructure:
-    kind = "Conv2d" if isinstance(layer, LowRankSparseConv2d) else "Linear"
     sparse = None
     if packed is not None:
         support, zeros = _described(packed.support), _described(packed.negative_zeros)
         mask = None if packed.mask is None else _described(packed.mask)
         sparse = SparseStructure(support, mask, zeros, layer.blocks.size, packed.values.numel())
-    return LayerStructure(names, kind, layer.weight_shape, layer.scheme, layer.rank, sparse)
+    return LayerStructure(names, layer.kind.__name__, layer.weight_shape, layer.scheme, layer.rank, sparse)
 
 
 def _described(index: Index) -> IndexStructure:
@@ -172,7 +186,7 @@ def _unpacked(layer: LayerStructure, sparse: SparseStructure, tensors: Mapping[s
             None if sparse.mask is None else index("S.mask", sparse.mask),
             index("S.negative_zeros", sparse.negative_zeros),
         )
-        return unpack(packed, *layer.matrix_shape, Blocks.of(sparse.block, layer.shape))
+        return unpack(packed, *layer.matrix_shape, Blocks.of(sparse.block, layer.shape, layer.transposed))
     except ValueError as error:
         raise ModelFileError(
             f"the sparse part of {layer.names[0]!r} is not as the file describes it ({error}): get the file anew"
@@ -195,10 +209,10 @@ def _signature(t: object) -> Signature:
 
 def _check_layer(layer: LayerStructure, modules: Mapping[str, nn.Module], found: dict[str, Signature]) -> None:
     """Whether the dense layer is there; in `found`, A and B then stand in place of its weight."""
-    kind = nn.Conv2d if layer.kind == "Conv2d" else nn.Linear
+    kind = next(kind for kind in KINDS if kind.__name__ == layer.kind)
     for name in layer.names:
         module = modules.get(name)
-        if not isinstance(module, kind) or getattr(module, "groups", 1) != 1:
+        if not isinstance(module, kind):
             raise _other_network(f"a {layer.kind}", "nothing" if module is None else f"{module}", name)
         if module is not modules[layer.names[0]]:
             raise _other_network(f"the same layer as at {layer.names[0]!r}", "another", name)
@@ -220,12 +234,9 @@ def _other_network(expected: str | Signature, found: str | Signature, name: str)
 
 def _decomposed(model: nn.Module, layer: LayerStructure) -> tuple[nn.Module, LowRankSparse]:
     """A dense layer of the model, and the one of the file that takes its place, still without values."""
-    dense, sparse = model.get_submodule(layer.names[0]), layer.sparse is not None
+    dense: Any = model.get_submodule(layer.names[0])
     block = 1 if layer.sparse is None else layer.sparse.block
-    if isinstance(dense, nn.Conv2d):
-        return dense, LowRankSparseConv2d(dense, layer.rank, sparse, layer.scheme, block)
-    assert isinstance(dense, nn.Linear)
-    return dense, LowRankSparseLinear(dense, layer.rank, sparse, layer.scheme, block)
+    return dense, layer_of(dense, layer.rank, layer.sparse is not None, layer.scheme, block)
 
 
 def _tie(model: nn.Module, name: str, stored: str) -> None:

@@ -8,6 +8,10 @@ from splore.files import numbers, typed
 from splore.modelfile.sparse_index import Coding
 from splore.task import Task
 
+DIMENSIONS = {"Linear": 2, "Conv1d": 3, "Conv2d": 4, "Conv3d": 5}
+DIMENSIONS |= {f"ConvTranspose{n}d": n + 2 for n in (1, 2, 3)}
+"""The kinds of layers, and how many dimensions the weight of each has."""
+
 
 class ModelFileError(ValueError):
     """A model file that can't be loaded, or not into this model; the message says why and what to do.
@@ -47,7 +51,7 @@ class LayerStructure:
 
     Attributes:
         names: where it is in the model; more than one for a module that the model holds several times.
-        kind: "Conv2d" or "Linear".
+        kind: PyTorch's class of the dense layer.
         shape: the dense weight's.
         scheme: the matricisation.
         rank: r, the columns of A.
@@ -62,9 +66,14 @@ class LayerStructure:
     sparse: SparseStructure | None
 
     @property
+    def transposed(self) -> bool:
+        """Whether it is a transposed convolution, with the input channels first."""
+        return self.kind.startswith("ConvTranspose")
+
+    @property
     def matrix_shape(self) -> tuple[int, int]:
         """Rows and columns of A·B + S."""
-        return matrix_shape(self.shape, self.scheme)
+        return matrix_shape(self.shape, self.scheme, self.transposed)
 
     @property
     def nnz(self) -> int | None:
@@ -137,11 +146,11 @@ def _layer(value: dict[str, Any]) -> LayerStructure:
         rank=_count(value["rank"]),
         sparse=None if value["sparse"] is None else _sparse(value["sparse"]),
     )
-    dimensions = {"Conv2d": 4, "Linear": 2}
-    if not layer.names or dimensions.get(layer.kind) != len(layer.shape):
+    if not layer.names or DIMENSIONS.get(layer.kind) != len(layer.shape):
         raise ValueError(f"a layer {layer.kind!r} of shape {layer.shape} at {list(layer.names)}")
-    if layer.sparse is not None and not 1 <= layer.sparse.block <= max(layer.shape[1], 1):
-        raise ValueError(f"blocks of {layer.sparse.block} for {layer.shape[1]} input channels")
+    channels = layer.shape[0 if layer.transposed else 1]
+    if layer.sparse is not None and not 1 <= layer.sparse.block <= max(channels, 1):
+        raise ValueError(f"blocks of {layer.sparse.block} for {channels} input channels")
     if layer.rank > min(layer.matrix_shape) or (layer.rank == 0 and layer.sparse is None):
         raise ValueError(f"rank {layer.rank} for a matrix {layer.matrix_shape}")
     return layer

@@ -54,7 +54,7 @@ def _weight(node: fx.Node, model: Exported, groups: int = 1) -> tuple[str, Weigh
     """Name, weight and shape of the weight of a convolution or a linear layer."""
     if node in model.layers:
         layer = model.layers[node]
-        return model.names[node], from_layer(layer), layer.weight_shape
+        return model.names[node], from_layer(layer, groups), layer.weight_shape
     weight = model.array(node)
     return model.names.get(node, node.name), from_dense(weight.reshape(len(weight), -1), groups), weight.shape
 
