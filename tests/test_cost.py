@@ -194,9 +194,11 @@ def test_the_projections_of_an_attention_count(kdim, vdim):
     assert found.macs == found.dense_macs == inside + 7 * 8 * 8
     decompose(model, Design(rank=2, sparse=False))
     found = cost(model, (7, 8))
-    assert (found.macs, found.dense_macs) == (inside + 7 * 2 * (8 + 8), inside + 7 * 8 * 8)
-    (out,) = (layer for layer in found.layers if layer.rank)
-    assert (out.name, out.macs) == ("0.attend.out_proj", 7 * 2 * (8 + 8))
+    queries, others = 2 * 7 * (8 + 8), 2 * 3 * (8 + kdim) + 2 * 3 * (8 + vdim)
+    assert (found.macs, found.dense_macs) == (queries + others + 7 * 2 * (8 + 8), inside + 7 * 8 * 8)
+    named = {layer.name.removeprefix("0.attend."): layer.macs for layer in found.layers if layer.rank}
+    split = {"in_proj": queries + others} if kdim == 8 else {"q_proj": queries}
+    assert named.items() >= split.items() and named["out_proj"] == 7 * 2 * (8 + 8)
 
 
 def test_an_encoder_layer_counts_all_its_weights():

@@ -85,8 +85,7 @@ def obstacles():
     watched.register_full_backward_hook(lambda module, inputs, outputs: None)
     parametrize.register_parametrization(biased, "bias", Doubled())
     return {
-        "groups=2": nn.Conv2d(20, 20, 3, groups=2),
-        "groups=20": nn.Conv2d(20, 20, 3, groups=20),
+        "depthwise": nn.Conv2d(20, 20, 3, groups=20),
         "Scaled has a forward of its own": Scaled(20, 20, 3),
         "weight or bias is parametrised": parametrizations.weight_norm(nn.Conv2d(20, 20, 3)),
         "bias is parametrised": biased,

@@ -163,7 +163,6 @@ def test_decomposed_layers_gives_each_layer_once_in_order():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: LowRankSparseConv2d(nn.Conv2d(4, 4, 3, groups=2), 1), "grouped"),
         (lambda: LowRankSparseConv2d(nn.Conv2d(3, 4, 3), 5), "between 0 and 4 for a 4 x 27 matrix, found 5"),
         (lambda: LowRankSparseConv2d(nn.Conv2d(3, 4, 3), 10, True, Scheme.SPATIAL), "a 12 x 9 matrix, found 10"),
         (lambda: LowRankSparseLinear(nn.Linear(3, 4), -1), "found -1"),

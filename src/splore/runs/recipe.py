@@ -41,7 +41,7 @@ class DesignRecipe:
         scheme: channel (k x k convolution, then 1 x 1) or spatial (k x 1, then 1 x k).
         block: what of S is kept or cut together: so many neighbouring input channels of one output channel and one tap;
             1 as in the paper, 4 for the engine in eight bits.
-        include: layers to decompose: names, globs, re: patterns or class names.
+        include: layers to decompose: names, globs, re: patterns or class names; * is all that can be.
         exclude: layers to leave dense, in the same terms.
         start: from scratch, svd (L and S are parts of the weight that the dense layer draws) or random (A, B and S are
             drawn apart); trained keeps the weights that the net has, and so do pretrained and weights.
@@ -52,7 +52,7 @@ class DesignRecipe:
     rank: Rank = 4
     scheme: Literal["channel", "spatial"] = "channel"
     block: int = 1
-    include: list[str] = field(default_factory=lambda: ["Conv2d", "Linear"])
+    include: list[str] = field(default_factory=lambda: ["*"])
     exclude: list[str] = field(default_factory=list)
     start: Start = "svd"
     density: float = 1.0
