@@ -17,13 +17,13 @@ from statistics import median
 
 import numpy as np
 import torch
-from memory import peak_mib
 from networks import Structure, images, network
 from rows import add_row
 from runtimes import PEERS, Run, export, missing, quiet, versions
 
 from splore.capture.compile import compile
 from splore.capture.export import densified
+from splore.deploy.memory import peak_mib
 from splore.engine.engine import Engine, run_torch
 from splore.measure.provenance import provenance
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sessions import Run, onnx_session, openvino_model
 from torch import nn
+
+from splore.deploy.runtimes import Run, onnx_session, openvino_model
 
 
 def eager(model: nn.Module, x: torch.Tensor, threads: int) -> Run:

@@ -43,6 +43,9 @@ OPTIONS = {
     "inspect": {"--help", "--model", "--classes", "--image", "--json"},
     "evaluate": {"--help", "--model", "--device", "--data.name", "--data.root", "--data.batch_size", "--data.download",
                  "--data.workers"},
+    "compile": {"--help", "--out", "--image", "--batch", "--threads", "--model", "--layers"},
+    "bench": {"--help", "--against", "--image", "--batch", "--threads", "--seconds", "--model", "--layers", "--json"},
+    "export": {"--help", "--to", "--out", "--image", "--model"},
 }  # fmt: skip
 
 ODD = Recipe(
@@ -81,7 +84,7 @@ def read(text, tmp_path):
 def test_help_names_every_option_and_explains_it(command, tmp_path):
     done = splore(command, "--help", folder=tmp_path)
     assert done.code == 0 and not done.err
-    described = re.findall(r"^ +(?:-h, )?(--[\w.]+)(.*(?:\n {10,}\S.*)*)", done.out, re.MULTILINE)
+    described = re.findall(r"^ +(?:-\w(?: \w+)?, )?(--[\w.]+)(.*(?:\n {10,}\S.*)*)", done.out, re.MULTILINE)
     assert {name for name, _ in described} == OPTIONS[command]
     for name, text in described:
         assert len(re.findall(r"[a-z]{2,}", text.replace(name, ""))) >= 3, (name, text)

@@ -10,7 +10,7 @@ from splore.commands.parser import Misuse
 from splore.failures import exit_code, explained
 from splore.names import nearest
 
-COMMANDS = ("run", "sweep", "recipe", "inspect", "evaluate", "report")
+COMMANDS = ("run", "sweep", "recipe", "inspect", "evaluate", "report", "compile", "bench", "export")
 """Each is a module of `splore.commands`, imported when it is asked for."""
 
 USAGE = """\
@@ -24,6 +24,9 @@ splore learns every weight of a network as a low-rank plus a sparse matrix, W = 
   splore inspect FILE_OR_MODEL                                the table of layers: rank, density, cost
   splore evaluate FILE --data.name NAME [--data.root DIR]     accuracy of a model file on the test images
   splore report RUN [RUN ...] [--out FILE] [--time]           one HTML page on finished runs, to open offline
+  splore compile FILE [--image C,H,W] -o NET.splore           a program that the engine runs, without PyTorch
+  splore bench FILE [--batch N ...] [--threads N]             its latency, throughput and memory, and other runtimes'
+  splore export FILE --to TARGET [-o FILE]                    for onnx, openvino, pt2, dense, executorch or engine
 
 splore COMMAND --help explains each; splore --version tells the version. Exit codes: 0 done, 1 something went wrong,
 2 asked wrongly, 130 interrupted; with SPLORE_DEBUG=1 in the environment every error comes with its traceback."""

@@ -1,5 +1,6 @@
 """The net of a model file, for the commands that take one."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from splore.commands.parser import Misuse
@@ -25,3 +26,36 @@ def loaded(file: str, factory: str | None) -> tuple["nn.Module", str, int]:
     wanted = {key: int(origin[key]) for key in ("num_classes", "in_channels") if key in origin}
     net = None if factory is None else build(factory, wanted.get("num_classes", 1000), wanted.get("in_channels", 3))
     return load(file, net), source, wanted.get("in_channels", 0)
+
+
+def image_of(net: "nn.Module", source: str, channels: int, given: Sequence[int] | None) -> tuple[int, int, int]:
+    """(C, H, W) of the images for a net: those given, those of its file's preprocessing, or the usual ones."""
+    from splore.task import task_of
+    from splore.vision import usual_image
+
+    if given is not None:
+        return checked_image(given)
+    task = task_of(net)
+    if task is not None and task.preprocessing is not None:
+        return task.preprocessing.shape
+    return usual_image(source, channels)
+
+
+def checked_image(given: Sequence[int]) -> tuple[int, int, int]:
+    """(C, H, W) as it was given. Raises Misuse where it is none."""
+    if len(given) != 3 or min(given) < 1:
+        raise Misuse(f"--image is channels, height and width, found {list(given)}")
+    return given[0], given[1], given[2]
+
+
+def is_program(file: str) -> bool:
+    """Whether a file is a program of the engine, by what it holds; what can't be read is none."""
+    from safetensors import SafetensorError, safe_open
+
+    from splore.engine.program_file import PROGRAM
+
+    try:
+        with safe_open(file, "numpy") as opened:
+            return PROGRAM in (opened.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
