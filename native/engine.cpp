@@ -38,10 +38,9 @@ Engine::Engine(const splore_program& program, const std::string& isa, const Plan
 // What one call holds: the plan, a context and a team.
 class Engine::Call {
  public:
-  Call(Engine& engine, int64_t batch) : engine_(engine) {
+  Call(Engine& engine, int64_t batch) : engine_(engine), plan_(engine.planner_.find(batch)) {
     {
       std::lock_guard<std::mutex> lock(shared().mutex);
-      plan_ = engine.planner_.find(batch);
       if (!engine.contexts_.empty()) {
         context_ = std::move(engine.contexts_.back());
         engine.contexts_.pop_back();
@@ -57,7 +56,6 @@ class Engine::Call {
     } catch (const std::bad_alloc&) {  // the next caller makes another one
     }
   }
-  bool planned() const { return plan_ != nullptr; }
   void run(const float* in, float* out) {
     Team team(engine_.planner_.options.threads, Team::kFair);
     splore::run(*plan_, engine_.program_, in, out, team, *context_);
@@ -76,21 +74,24 @@ void Engine::plan(int64_t batch) {
 }
 
 void Engine::run(const float* in, float* out, int64_t batch) {
-  while (batch > 0) {
-    {
-      Call call(*this, batch);
-      if (call.planned()) return call.run(in, out);
-    }
-    planner_.plan(batch, true);
+  if (batch > 0) Call(*this, batch).run(in, out);
+}
+
+void Engine::take_plans(const std::string& text, bool replan) {
+  try {
+    if (!planner_.options.deterministic) load_plans(text);
+  } catch (const Error&) {
+    if (!replan) return;
+    for (const int64_t batch : batches_of(text)) plan(batch);
   }
 }
 
-int64_t Engine::workspace_bytes() {
+int64_t Engine::workspace_bytes() const {
   std::lock_guard<std::mutex> lock(shared().mutex);
   return int64_t(planner_.most_workspace()) * 4;
 }
 
-int64_t Engine::packed_bytes() {
+int64_t Engine::packed_bytes() const {
   std::lock_guard<std::mutex> lock(shared().mutex);
   return planner_.packed_bytes();
 }
@@ -115,11 +116,17 @@ std::string Engine::table() {
   const auto add = [&](const char* name, double value) {
     text += std::string("\"") + name + "\": " + std::to_string(std::llround(value)) + ", ";
   };
+  int64_t batch;
   {
     std::lock_guard<std::mutex> lock(shared().mutex);
-    plan = planner_.find(last_batch_);
-    add("batch", plan ? double(last_batch_) : 0);
-    add("planned", planner_.is_planned(last_batch_));
+    batch = last_batch_;
+  }
+  if (batch) plan = planner_.find(batch);
+  {
+    std::lock_guard<std::mutex> lock(shared().mutex);
+    add("batch", double(batch));
+    add("timed", planner_.is_timed());
+    add("planned", planner_.is_planned(batch));
     add("slices", double(planner_.slices()));
     add("packed_bytes", double(planner_.packed_bytes()));
     add("most_bytes", double(planner_.options.most_bytes));

@@ -17,11 +17,17 @@ class Engine {
   void plan(int64_t batch);
   void run(const float* in, float* out, int64_t batch);
 
+  std::string save_plans() const { return planner_.save(); }
+  void load_plans(const std::string& text) { planner_.load(text); }
+  // The plans of a program file. Where they don't fit, and `replan`, plans their sizes by timing.
+  void take_plans(const std::string& text, bool replan);
+
+  const Shape& input() const { return program_.shapes.front(); }
   const Shape& output() const { return program_.shapes.back(); }
   const Kernels& kernels() const { return *kernels_; }
   double peak() const;
-  int64_t workspace_bytes();
-  int64_t packed_bytes();
+  int64_t workspace_bytes() const;
+  int64_t packed_bytes() const;
   // The plan of the batch that ran last, or was planned last, as JSON.
   std::string table();
 

@@ -39,36 +39,65 @@ struct Item {
 Planner::Planner(const Program& program, const Kernels& kernels, const PlanOptions& options)
     : options(options), program_(program), kernels_(kernels) {}
 
-void Planner::plan(int64_t batch, bool first) {
+void Planner::plan(int64_t batch) {
   const Turn turn;
   Slices slices;
   {
     std::lock_guard<std::mutex> lock(shared().mutex);
-    if (is_planned(batch) || (!slices_.empty() && (first || packed_bytes_ >= options.most_bytes))) return;
-    slices = slices_;
+    if (is_planned(batch)) return;
+    for (const auto& [kind, slice] : slices_)
+      if (is_untimed() || slice->milliseconds() > 0) slices.emplace(kind, slice);
+    if (!slices.empty() && packed_bytes_ >= options.most_bytes) return;
   }
   Team team(options.threads, Team::kAll);
+  Team* const timing = is_untimed() ? nullptr : &team;
   const int64_t full = full_images(batch), rest = batch - full;
   std::vector<Cut> best;
   if (rest) {
     const std::vector<std::vector<Cut>> list = ways(rest);
     double least = 1e30;
     for (const std::vector<Cut>& cuts : list) {
-      if (list.size() == 1 || fast_plan()) break;
-      const double took = time(tuned(cuts, slices, team), rest, team);
+      if (list.size() == 1 || !timing) break;
+      const double took = time(tuned(cuts, slices, timing), rest, team);
       if (took < least) least = took, best = cuts;
     }
     if (best.empty()) best = list.front();
   }
   if (full) best.insert(best.begin(), {{false, kernels_.lanes, 1}, full});
-  Plan plan = tuned(best, slices, team);
+  Plan plan = tuned(best, slices, timing);
   slices.clear();
   std::lock_guard<std::mutex> lock(shared().mutex);
+  if (timing) drop_untimed();
+  take(plan);
+  plans_[batch] = std::make_shared<const Plan>(std::move(plan));
+}
+
+// Under the lock: the slices of a new plan join those that there are.
+void Planner::take(const Plan& plan) {
   for (const Part& part : plan) slices_[part.slice->kind] = part.slice;
   most_workspace_ = std::max(most_workspace_, workspace(plan, options.threads));
-  plans_[batch] = std::make_shared<const Plan>(std::move(plan));
   composed_.clear();
   packed_bytes_ = packings_.bytes();
+}
+
+std::string Planner::save() const {
+  std::lock_guard<std::mutex> lock(shared().mutex);
+  return plans_.empty() || options.deterministic ? "" : to_text(plans_, kernels_, options.threads);
+}
+
+void Planner::load(const std::string& text) {
+  if (options.deterministic) throw Error("a deterministic engine takes no timed plans");
+  Plans plans = plans_from(text, program_, kernels_, options.threads, packings_, options.most_bytes);
+  std::lock_guard<std::mutex> lock(shared().mutex);
+  drop_untimed();
+  for (auto& [batch, plan] : plans) {
+    take(*plan);
+    plans_[batch] = std::move(plan);
+  }
+}
+
+void Planner::drop_untimed() {
+  for (auto it = slices_.begin(); it != slices_.end();) it = it->second->milliseconds() > 0 ? std::next(it) : slices_.erase(it);
 }
 
 void Planner::force(const std::string& kernel) {
@@ -103,13 +132,14 @@ std::vector<std::vector<Planner::Cut>> Planner::ways(int64_t images) const {
   return list;
 }
 
-Plan Planner::tuned(const std::vector<Cut>& cuts, Slices& slices, Team& team) {
+// Without a team, untimed.
+Plan Planner::tuned(const std::vector<Cut>& cuts, Slices& slices, Team* team) {
   Plan plan;
   for (const Cut& cut : cuts) {
     std::shared_ptr<const Slice>& known = slices[cut.kind];
     if (!known) {
       auto made = std::make_shared<Slice>(program_, kernels_, cut.kind);
-      Tuner(*made, program_, team, packings_, forced_, options.deterministic || fast_plan()).tune();
+      Tuner(*made, program_, team, packings_, forced_).tune();
       known = std::move(made);
     }
     if (!plan.empty() && plan.back().slice == known)
@@ -134,20 +164,68 @@ double Planner::time(const Plan& plan, int64_t images, Team& team) const {
   return best;
 }
 
+std::shared_ptr<const Plan> Planner::known(int64_t batch) const {
+  for (const auto& plans : {&plans_, &composed_})
+    if (const auto found = plans->find(batch); found != plans->end()) return found->second;
+  return nullptr;
+}
+
+bool Planner::is_untimed() const { return options.deterministic || fast_plan(); }
+
+bool Planner::is_timed() const {
+  return std::any_of(slices_.begin(), slices_.end(), [](const auto& known) { return known.second->milliseconds() > 0; });
+}
+
 std::shared_ptr<const Plan> Planner::find(int64_t batch) {
-  if (const auto known = plans_.find(batch); known != plans_.end()) return known->second;
-  if (slices_.empty()) return nullptr;
-  if (const auto known = composed_.find(batch); known != composed_.end()) return known->second;
+  std::vector<Cut> cuts;
+  Slices slices;
+  {
+    std::lock_guard<std::mutex> lock(shared().mutex);
+    if (auto plan = known(batch)) return plan;
+    cuts = untimed_cuts(batch);
+    if (cuts.empty()) return composed(batch, compose(batch));
+    slices = slices_;
+  }
+  Plan plan = tuned(cuts, slices, nullptr);
+  slices.clear();
+  std::lock_guard<std::mutex> lock(shared().mutex);
+  for (Part& part : plan) part.slice = slices_.emplace(part.slice->kind, part.slice).first->second;  // another caller's, if first
+  most_workspace_ = std::max(most_workspace_, workspace(plan, options.threads));
+  packed_bytes_ = packings_.bytes();
+  return composed(batch, is_timed() ? compose(batch) : std::move(plan));
+}
+
+// The slices that a batch without a plan needs before it can run well: where nothing was timed, those of its own; and full
+// lanes, where it fills them. None where what there is will do, or plans hold as much as they may.
+std::vector<Planner::Cut> Planner::untimed_cuts(int64_t batch) const {
+  if (!slices_.empty() && packed_bytes_ >= options.most_bytes) return {};
+  const SliceKind lanes{false, kernels_.lanes, 1};
+  if (is_timed()) {
+    const bool planar = std::all_of(slices_.begin(), slices_.end(), [](const auto& known) { return known.first.planar; });
+    return planar && batch >= kernels_.lanes ? std::vector<Cut>{{lanes, batch}} : std::vector<Cut>{};
+  }
+  const int64_t full = full_images(batch);
+  std::vector<Cut> cuts = full < batch ? ways(batch - full).front() : std::vector<Cut>{};
+  if (full) cuts.insert(cuts.begin(), {lanes, full});
+  return cuts;
+}
+
+std::shared_ptr<const Plan> Planner::composed(int64_t batch, Plan plan) {
   if (composed_.size() >= kMostComposed) composed_.clear();
-  return composed_[batch] = std::make_shared<const Plan>(compose(batch));
+  return composed_[batch] = std::make_shared<const Plan>(std::move(plan));
 }
 
 // The cheapest of all ways to put a batch together of the slices that there are: cost[n] of n images is the least of an item's
-// and that of what it leaves. An item may have room for more images than are left.
+// and that of what it leaves. An item may have room for more images than are left. A planar image counts as half as much again
+// as a lane, where a slice was not timed.
 Plan Planner::compose(int64_t batch) const {
+  const auto lanes = [](const SliceKind& kind) { return double(kind.images) * (kind.planar ? 1.5 : 1.0); };
+  double lane = 0;  // milliseconds
+  for (const auto& [kind, slice] : slices_) lane = std::max(lane, slice->milliseconds() / lanes(kind));
+  if (lane == 0) lane = 1;
   std::vector<Item> items;
   for (const auto& [kind, slice] : slices_) {
-    const double cost = slice->milliseconds() > 0 ? slice->milliseconds() : double(kind.images) * (kind.planar ? 1.5 : 1.0);
+    const double cost = slice->milliseconds() > 0 ? slice->milliseconds() : lanes(kind) * lane;
     items.push_back({&slice, kind.images, cost});
     if (kind.team == 1) items.push_back({&slice, int64_t(kind.images) * options.threads, cost * 1.01});
   }

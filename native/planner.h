@@ -1,7 +1,8 @@
 // The planner of an engine: which slices a batch is cut into, and which of them are worth keeping.
 //
 // A batch size is planned once, by timing, when somebody asks for that. Every other size is put together of the slices that there
-// are, by the time that each takes, so that no run ever waits for timing but the very first.
+// are, by the time that each takes. Where there are none that suit it, it gets untimed ones, which the first timed plan replaces.
+// So no run ever waits for timing.
 #pragma once
 
 #include <cstdint>
@@ -9,8 +10,7 @@
 #include <memory>
 #include <string>
 
-#include "execution.h"
-#include "packings.h"
+#include "saved_plan.h"
 
 namespace splore {
 
@@ -24,15 +24,21 @@ class Planner {
  public:
   Planner(const Program& program, const Kernels& kernels, const PlanOptions& options);
 
-  // Plans a batch size, unless that is done, or (`first`) any is. Waits while another engine plans. Not under the lock.
-  void plan(int64_t batch, bool first = false);
+  // These are not called under the lock.
+  // Plans a batch size by timing, unless that is done. Waits while another engine plans.
+  void plan(int64_t batch);
+  // The plan of a batch, at once.
+  std::shared_ptr<const Plan> find(int64_t batch);
+  // The timed plans as a text, and those of such a text (saved_plan.h). None where nothing is timed.
+  std::string save() const;
+  void load(const std::string& text);
   // For tests: forgets all plans, and keeps, for later ones, only those kernels whose description contains `kernel`.
   void force(const std::string& kernel);
 
-  // Under the lock: the plan of a batch, or null before the first plan.
-  std::shared_ptr<const Plan> find(int64_t batch);
+  // Under the lock.
   bool is_planned(int64_t batch) const { return plans_.count(batch) != 0; }
   size_t slices() const { return slices_.size(); }
+  bool is_timed() const;  // whether any slice is
   // Of the largest of all plans.
   ptrdiff_t most_workspace() const { return most_workspace_; }
 
@@ -47,11 +53,17 @@ class Planner {
     int64_t images;
   };
   using Slices = std::map<SliceKind, std::shared_ptr<const Slice>>;
+  std::shared_ptr<const Plan> known(int64_t batch) const;  // or null
+  bool is_untimed() const;  // all plans of this engine
   int64_t full_images(int64_t batch) const;
   std::vector<std::vector<Cut>> ways(int64_t images) const;
-  Plan tuned(const std::vector<Cut>& cuts, Slices& slices, Team& team);
+  std::vector<Cut> untimed_cuts(int64_t batch) const;
+  Plan tuned(const std::vector<Cut>& cuts, Slices& slices, Team* team);
   double time(const Plan& plan, int64_t images, Team& team) const;
   Plan compose(int64_t batch) const;
+  std::shared_ptr<const Plan> composed(int64_t batch, Plan plan);
+  void take(const Plan& plan);
+  void drop_untimed();  // what was made for want of a plan
 
   const Program& program_;
   const Kernels& kernels_;
@@ -60,8 +72,8 @@ class Planner {
   Packings packings_;
   int64_t packed_bytes_ = 0;
   ptrdiff_t most_workspace_ = 0;
-  std::map<int64_t, std::shared_ptr<const Plan>> plans_;  // that were timed
-  std::map<int64_t, std::shared_ptr<const Plan>> composed_;  // of slices of other plans
+  Plans plans_;  // that were timed
+  Plans composed_;  // of slices of other plans, or of untimed ones
 };
 
 }  // namespace splore

@@ -1,6 +1,8 @@
 #include "program.h"
 
+#include <algorithm>
 #include <limits>
+#include <map>
 
 namespace splore {
 namespace {
@@ -10,6 +12,8 @@ class Checker {
   explicit Checker(const splore_program& raw) : raw_(raw) {}
 
   Program check() {
+    expect(raw_.size == sizeof raw_ && raw_.op_words == SPLORE_OP_WORDS && raw_.array_size == sizeof(splore_array),
+           "the program was made for another version of splore.h, or does not say its sizes");
     expect(raw_.op_count >= 1 && raw_.op_count <= kMaxOps && raw_.ops, "a program needs 1 to 16384 operations");
     expect(raw_.input_count >= 0 && (raw_.input_count == 0 || raw_.inputs), "the list of inputs is missing");
     expect(raw_.array_count >= 0 && (raw_.array_count == 0 || raw_.arrays), "the list of arrays is missing");
@@ -192,5 +196,41 @@ class Checker {
 }  // namespace
 
 Program check_program(const splore_program& program) { return Checker(program).check(); }
+
+double image_bytes(const Program& program) {
+  constexpr double kTile = 256;  // floats of the largest tile
+  const auto& shapes = program.shapes;
+  const size_t last = program.ops.size();
+  std::vector<size_t> dies(shapes.size());
+  std::map<std::pair<int64_t, int64_t>, Window> pads;
+  for (size_t i = 1; i < last; i++) dies[i] = i - 1;  // where nobody reads it
+  for (size_t i = 0; i < last; i++) {
+    const Op& op = program.ops[i];
+    for (int value : op.inputs) dies[size_t(value)] = i;
+    if (op.kind != SPLORE_CONV) continue;
+    const Shape& in = shapes[size_t(op.inputs[0])];
+    Window& all = pads[{in.h, in.w}];
+    all.top = std::max(all.top, op.window.top), all.left = std::max(all.left, op.window.left);
+    all.bottom = std::max(all.bottom, op.window.bottom), all.right = std::max(all.right, op.window.right);
+  }
+  dies[last] = last;
+  std::vector<double> ends(last + 1), sizes;
+  for (const Shape& s : shapes) {
+    const Window& w = pads[{s.h, s.w}];
+    sizes.push_back(double(s.c) * double(s.h + w.top + w.bottom) * double(s.w + w.left + w.right));
+    ends[dies[sizes.size() - 1]] += sizes.back();
+  }
+  double alive = sizes[0], most = alive, table = 0;
+  for (size_t i = 0; i < last; i++) {
+    alive += sizes[i + 1];
+    most = std::max(most, alive);
+    alive -= ends[i];
+    const Op& op = program.ops[i];
+    if (op.kind != SPLORE_CONV) continue;
+    const Shape &in = shapes[size_t(op.inputs[0])], &out = shapes[i + 1];
+    table = std::max(table, double(op.window.taps()) * (double(in.c) + double(out.h * out.w) + kTile));
+  }
+  return 4 * (most + table);
+}
 
 }  // namespace splore

@@ -64,4 +64,8 @@ struct Program {
 // Throws Error with the operation at fault.
 Program check_program(const splore_program& program);
 
+// That one image takes to run: the values that are alive at once, with the zero padding that any reader of a map of that size
+// wants, and the largest table of what the windows of a convolution read.
+double image_bytes(const Program& program);
+
 }  // namespace splore

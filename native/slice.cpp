@@ -19,6 +19,20 @@ Slice::Slice(const Program& program, const Kernels& kernels, const SliceKind& ki
   lowered_.arena.place();
 }
 
+void Slice::settle(size_t step, const ConvChoice* choice, Packings& packings) {
+  SliceStep& entry = lowered_.steps[step];
+  if (entry.conv) {
+    entry.conv->choose(*choice);
+    entry.conv->settle(packings);
+  }
+  scratch_size_.include(entry.step->scratch());
+}
+
+void Slice::fuse(size_t first) {
+  lowered_.steps[first].fused = true;
+  for (const size_t i : {first, first + 1}) lowered_.steps[i].conv->row_fused = true;
+}
+
 void Slice::work(int worker, const Run& run, float* memory, Meeting& meeting) const {
   const Scratch scratch = scratch_of(memory + worker * scratch_floats());
   for (size_t i = 0; i < steps().size(); i++) {

@@ -1,5 +1,6 @@
 // A slice: the program lowered to steps for some images at a time, in one layout, with its own choice of kernels and memory.
-// After the tuner has chosen (tuner.h) it does not change any more, and any number of callers may run it at once.
+// After the tuner has chosen (tuner.h), or a saved plan (saved_plan.h), it does not change any more, and any number of callers
+// may run it at once.
 #pragma once
 
 #include <memory>
@@ -7,6 +8,7 @@
 #include <vector>
 
 #include "lowering.h"
+#include "packings.h"
 #include "threads.h"
 
 namespace splore {
@@ -37,10 +39,16 @@ class Slice {
   const std::vector<SliceStep>& steps() const { return lowered_.steps; }
   double milliseconds() const { return milliseconds_; }  // of a run; 0 where it was not timed
 
+  // The choices, in the order of the steps; `choice` is null where a step is no convolution.
+  void settle(size_t step, const ConvChoice* choice, Packings& packings);
+  void fuse(size_t first);  // with the next step, which it must be fit for
+  void set_milliseconds(size_t step, double milliseconds) { lowered_.steps[step].step->milliseconds = milliseconds; }
+  void set_milliseconds(double milliseconds) { milliseconds_ = milliseconds; }
+
   const SliceKind kind;
 
  private:
-  friend class Tuner;  // makes the choices, and says what scratch they need
+  friend class Tuner;  // tries choices, and says what scratch they need
 
   Layout layout_;
   Lowered lowered_;

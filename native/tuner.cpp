@@ -38,15 +38,14 @@ bool fast_plan() {
   return plan && std::strcmp(plan, "fast") == 0;
 }
 
-Tuner::Tuner(Slice& slice, const Program& program, Team& team, Packings& packings, std::string forced, bool fast)
+Tuner::Tuner(Slice& slice, const Program& program, Team* team, Packings& packings, std::string forced)
     : slice_(slice),
       team_(team),
       packings_(packings),
       forced_(std::move(forced)),
-      fast_(fast),
       alone_(slice.kind.team == 1),
       steps_(slice.lowered_.steps) {
-  if (fast_) return;
+  if (!team_) return;
   arena_.resize(size_t(slice.arena_floats()));
   noise_.resize(size_t(slice.kind.images * program.shapes.front().elements()));
   result_.resize(size_t(slice.kind.images * program.shapes.back().elements()));
@@ -61,21 +60,21 @@ void Tuner::tune() {
   run_ = {arena_.data(), noise_.data(), result_.data(), slice_.kind.images};
   for (size_t i = 0; i < steps_.size(); i++) tune(i);
   choose_row_fusion();
-  if (!fast_) slice_.milliseconds_ = time_slice();
+  if (team_) slice_.set_milliseconds(time_slice());
 }
 
 void Tuner::tune(size_t i) {
   Step& step = *steps_[i].step;
+  const ConvChoice* choice = nullptr;
   if (ConvStep* conv = steps_[i].conv) {
     const std::string signature = conv->signature();
     auto known = chosen_.find(signature);
     if (known == chosen_.end()) known = chosen_.emplace(signature, fastest(*conv, *steps_[i - 1].step)).first;
-    conv->choose(known->second);
-    conv->settle(packings_);
+    choice = &known->second;
   }
-  slice_.scratch_size_.include(step.scratch());
+  slice_.settle(i, choice, packings_);
   const Step* before = i && !alone_ ? steps_[i - 1].step.get() : nullptr;
-  if (!fast_) step.milliseconds = time_step(step, step.tasks(), before);
+  if (team_) step.milliseconds = time_step(step, step.tasks(), before);
 }
 
 // Times each tile with its first block, and then the other blocks of the best tiles.
@@ -84,7 +83,7 @@ ConvChoice Tuner::fastest(ConvStep& conv, const Step& before) {
   for (const ConvChoice& c : all)
     if (conv.describe(c).find(forced_) != std::string::npos) list.push_back(c);
   if (list.empty()) list = all;
-  if (fast_ || list.size() == 1) return list.front();
+  if (!team_ || list.size() == 1) return list.front();
   std::vector<double> times(list.size());
   double least = 1e30;
   size_t best = 0, leader = 0;
@@ -121,7 +120,7 @@ void Tuner::on_team(const std::function<void(int)>& work) {
   if (alone_)
     work(0);
   else
-    team_.run(work);
+    team_->run(work);
 }
 
 // The least time of several runs of the first tasks of a step, by the whole team as in a real run: where the step `before` is
@@ -155,13 +154,10 @@ double Tuner::time_step(const Step& step, int64_t tasks, const Step* before) {
 void Tuner::choose_row_fusion() {
   for (size_t i = 0; i < steps_.size(); i++) {
     if (!steps_[i].may_fuse) continue;
-    const double gain = fast_ ? 1 : 1 - time_fused(i, true) / time_fused(i, false);
+    const double gain = !team_ ? 1 : 1 - time_fused(i, true) / time_fused(i, false);
     if (gain < kWorthwhile) continue;
-    steps_[i].fused = true;
-    for (ConvStep* conv : {steps_[i].conv, steps_[i + 1].conv}) {
-      conv->row_fused = true;
-      conv->milliseconds *= 1 - gain;
-    }
+    slice_.fuse(i);
+    for (ConvStep* conv : {steps_[i].conv, steps_[i + 1].conv}) conv->milliseconds *= 1 - gain;
   }
 }
 

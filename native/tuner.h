@@ -9,12 +9,13 @@
 
 namespace splore {
 
-bool fast_plan();  // SPLORE_PLAN=fast: no timing, the first of all candidates
+bool fast_plan();  // SPLORE_PLAN=fast: no timing
 
 class Tuner {
  public:
-  // `forced`: only kernels whose description contains it, where there are any. Untimed where `fast`.
-  Tuner(Slice& slice, const Program& program, Team& team, Packings& packings, std::string forced, bool fast);
+  // `forced`: only kernels whose description contains it, where there are any. Without a team nothing is timed, and the first
+  // of all candidates taken.
+  Tuner(Slice& slice, const Program& program, Team* team, Packings& packings, std::string forced);
   // In order, on noise.
   void tune();
 
@@ -29,10 +30,9 @@ class Tuner {
   void on_team(const std::function<void(int)>& work);
 
   Slice& slice_;
-  Team& team_;
+  Team* const team_;
   Packings& packings_;
   const std::string forced_;
-  const bool fast_;
   const bool alone_;  // one thread works
   std::vector<SliceStep>& steps_;
   AlignedVector<float> arena_, noise_, result_;

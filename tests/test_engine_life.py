@@ -63,6 +63,7 @@ def test_the_summary_says_how_many_weights_were_folded():
 def test_summary_shows_each_operation():
     engine = engine_of(small_net(), torch.randn(4, 3, 16, 16), threads=2)
     assert "not planned yet" in engine.summary()
+    engine.plan(4)
     engine(torch.randn(4, 3, 16, 16))
     lines = engine.summary().splitlines()
     assert "2 threads, batch 4" in lines[0]

@@ -60,7 +60,7 @@ class Engine:
 
     def __init__(
         self,
-        segments: "tuple[Program | SegmentInTorch, ...]",
+        segments: "tuple[Program | ProgramSegment | SegmentInTorch, ...]",
         input: tuple[int, ...],
         output: Any,  # noqa: ANN401
         threads: int | None = None,
@@ -72,7 +72,7 @@ class Engine:
             raise ValueError(f"expected at least one thread, found {threads}")
         self.threads = threads or usable_cores()
         self.input, self.output, self.task = input, output, task
-        in_torch = "\n".join(plan_table.of_torch(s.reasons) for s in segments if not isinstance(s, Program))
+        in_torch = "\n".join(plan_table.of_torch(s.reasons) for s in segments if hasattr(s, "reasons"))
         if deterministic and in_torch:
             raise ValueError(f"a part of this model needs torch, which promises no result to the bit:\n{in_torch}")
         self._segments = [
@@ -88,24 +88,34 @@ class Engine:
         threads: int | None = None,
         image_bytes: int = memory.IMAGE_BYTES,
         deterministic: bool = False,
+        replan: bool = True,
     ) -> "Engine":
         """Reads an engine that `save` wrote; needs no torch.
 
+        Plans that the file holds are taken over in milliseconds. Where they were made on a machine of another kind, by
+        another version or number of threads, their batch sizes are planned anew, as `plan` does, unless `replan` is
+        false; `summary` says so.
+
         Raises ValueError where the file is not valid, or an image would take more than `image_bytes` of memory to run.
         """
-        program = program_file.load(path, image_bytes)
+        program, plans = program_file.load_with_plans(path, image_bytes)
         input = program.input[:1] if program.flat_input else program.input
         output = program.output[:1] if program.flat_output else program.output
-        return cls((program,), input, output, threads, deterministic=deterministic, task=program_file.load_task(path))
+        segment = ProgramSegment(program, threads or usable_cores(), deterministic, plans, replan)
+        return cls((segment,), input, output, threads, deterministic=deterministic, task=program_file.load_task(path))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the engine to a file that runs without torch. Raises ValueError where a part of it needs torch."""
+        """Writes the engine and its plans to a file that runs without torch.
+
+        Raises ValueError where a part of it needs torch.
+        """
         if self._flow.structure is not only:
             raise ValueError("a file holds an engine of one result, found a model that gives several, or a dict")
         if len(self._segments) != 1 or not isinstance(self._segments[0], ProgramSegment):
             in_torch = "\n".join(plan_table.of_torch(s.reasons) for s in self._segments if hasattr(s, "reasons"))
             raise ValueError(f"a part of this model needs torch, so it can't be saved to run without:\n{in_torch}")
-        program_file.save(self._segments[0].program, path, self.task)
+        segment = self._segments[0]
+        program_file.save(segment.program, path, self.task, segment.save_plans())
 
     def __call__(self, x: Images) -> Images:
         """The result (N, ...) for a batch (N, ...) of float32, without gradients. ValueError for any other input."""
@@ -125,8 +135,8 @@ class Engine:
     def plan(self, batch: int) -> None:
         """Chooses the kernels for a batch size by timing them: moments for a small network, seconds for a large one.
 
-        A size without a plan of its own runs by what the plans of others have chosen; only an engine without any plan
-        makes one at its first call. A planned size is left as it is. ValueError for a batch below 1.
+        A size without a plan of its own runs at once, by what the plans of others have chosen, or untimed where there
+        are none. A planned size is left as it is. ValueError for a batch below 1.
         """
         if batch < 1:
             raise ValueError(f"expected a batch of at least 1, found {batch}")

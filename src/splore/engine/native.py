@@ -1,18 +1,17 @@
-"""The native engine from Python: `native/splore.h`, declared once.
+"""A program in the native engine.
 
-Environment: SPLORE_LIBRARY is the path of another library than the installed one; SPLORE_ISA (avx512, avx2 or generic)
-forces an instruction set; SPLORE_PLAN=fast makes plans without timing, for tests.
+Environment: SPLORE_ISA (avx512, avx2 or generic) forces an instruction set; SPLORE_PLAN=fast makes plans without
+timing, for tests.
 """
 
 import ctypes
 import json
 import os
-import sys
-from functools import cache, cached_property
-from pathlib import Path
+from functools import cached_property
 
 import numpy as np
 
+from splore.engine.library import Array, NativeError, Options, RawProgram, load_library
 from splore.engine.program import (
     Act,
     Activate,
@@ -29,40 +28,6 @@ from splore.engine.program import (
 from splore.engine.weight import Floats, Indices, Scale
 from splore.machine import usable_cores
 
-ABI = 2
-_LIBRARY = "libsplore.dylib" if sys.platform == "darwin" else "libsplore.so"
-
-
-class NativeError(OSError):
-    """The native library can't be loaded, or an engine can't do what it was asked; the message says why."""
-
-
-class _Array(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), ("count", ctypes.c_int64), ("type", ctypes.c_int64)]
-
-
-class _Program(ctypes.Structure):
-    _fields_ = [
-        ("input", ctypes.c_int64 * 3),
-        ("op_count", ctypes.c_int64),
-        ("ops", ctypes.POINTER(ctypes.c_int64)),
-        ("input_count", ctypes.c_int64),
-        ("inputs", ctypes.POINTER(ctypes.c_int64)),
-        ("array_count", ctypes.c_int64),
-        ("arrays", ctypes.POINTER(_Array)),
-    ]
-
-
-class _Options(ctypes.Structure):
-    _fields_ = [
-        ("size", ctypes.c_int64),
-        ("isa", ctypes.c_char_p),
-        ("threads", ctypes.c_int64),
-        ("deterministic", ctypes.c_int64),
-        ("plan_bytes", ctypes.c_int64),
-    ]
-
-
 _FLOAT32, _UINT32 = 0, 1
 
 # The words of an operation, in the header's order.
@@ -74,57 +39,6 @@ _WORDS = [
 _ARRAYS = _WORDS[_WORDS.index("bias") :]
 _CONV, _MAX_POOL, _AVG_POOL, _ADD, _MUL, _ACTIVATE, _AFFINE, _CONCAT, _FLATTEN = range(9)
 _ACTS = (Act.NONE, Act.RELU, Act.RELU6, Act.SILU, Act.SIGMOID, Act.HARDSWISH, Act.HARDSIGMOID, Act.GELU)
-
-
-def library_path() -> Path:
-    """Where the native library is: what SPLORE_LIBRARY names, or the first one found beside this module or, for an
-    editable install, which keeps what it builds apart from the sources, in this package's place on sys.path."""
-    name = os.environ.get("SPLORE_LIBRARY")
-    if name:
-        return Path(name)
-    beside = Path(__file__).parent / "_native" / _LIBRARY
-    installed = (Path(entry) / "splore" / "engine" / "_native" / _LIBRARY for entry in sys.path)
-    return next((path for path in (beside, *installed) if path.is_file()), beside)
-
-
-@cache
-def load_library() -> ctypes.CDLL:
-    """The native library with its functions declared. Raises NativeError where it can't be loaded."""
-    path = library_path()
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise NativeError(f"the native engine can't be loaded from {path}: {error}") from error
-    engine, text, size = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t
-    declared = {
-        "splore_abi": (ctypes.c_int,),
-        "splore_create": (
-            ctypes.c_int,
-            ctypes.POINTER(_Program),
-            ctypes.POINTER(_Options),
-            ctypes.POINTER(engine),
-            text,
-            size,
-        ),
-        "splore_force": (ctypes.c_int, engine, text, text, size),
-        "splore_plan": (ctypes.c_int, engine, ctypes.c_int64, text, size),
-        "splore_run": (ctypes.c_int, engine, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, text, size),
-        "splore_isa": (text, engine),
-        "splore_workspace": (ctypes.c_int64, engine),
-        "splore_packed": (ctypes.c_int64, engine),
-        "splore_peak": (ctypes.c_double, engine),
-        "splore_table": (ctypes.c_int64, engine, text, ctypes.c_int64),
-        "splore_destroy": (None, engine),
-    }
-    for name, (result, *arguments) in declared.items():
-        try:
-            function = getattr(library, name)
-        except AttributeError as error:
-            raise NativeError(f"{path} is not a library of this engine: it has no {name}") from error
-        function.restype, function.argtypes = result, arguments
-    if library.splore_abi() != ABI:
-        raise NativeError(f"{path} has the interface {library.splore_abi()}, expected {ABI}: build it again")
-    return library
 
 
 class NativeProgram:
@@ -149,8 +63,8 @@ class NativeProgram:
         self._engine = ctypes.c_void_p()
         raw, keep = _raw(program)
         chosen = os.environ.get("SPLORE_ISA", "") if isa is None else isa
-        size = ctypes.sizeof(_Options)
-        options = _Options(size, chosen.encode(), threads or usable_cores(), deterministic, plan_bytes)
+        size = ctypes.sizeof(Options)
+        options = Options(size, chosen.encode(), threads or usable_cores(), deterministic, plan_bytes, 0, 0)
         self._call("splore_create", ctypes.byref(raw), ctypes.byref(options), ctypes.byref(self._engine))
         del keep
 
@@ -159,14 +73,23 @@ class NativeProgram:
         A size that is planned already is left as it is."""
         self._call("splore_plan", self._engine, batch)
 
+    def save_plans(self) -> str:
+        """The timed plans as a text, for engines of this program on machines of this kind; "" where there are none."""
+        return self._text("splore_save_plans")
+
+    def load_plans(self, plans: str) -> None:
+        """Takes over plans without timing. Raises NativeError where they were made on a machine of another kind, by
+        another version or number of threads, or don't fit the program; the engine is then as before."""
+        self._call("splore_load_plans", self._engine, plans.encode())
+
     def force(self, kernel: str) -> None:
         """For tests: forgets all plans, and later ones take, of each operation's kernels, only those whose description
         contains `kernel`."""
         self._call("splore_force", self._engine, kernel.encode())
 
     def run(self, x: Floats) -> Floats:
-        """The output (N, C', H', W') for the images x (N, C, H, W); N may be 0. A batch size without a plan runs by
-        those that there are; only the first run of all makes one."""
+        """The output (N, C', H', W') for the images x (N, C, H, W); N may be 0. A batch size without a plan runs
+        at once, by those that there are, or untimed."""
         if x.ndim != 4 or x.shape[1:] != tuple(self.program.input):
             expected = ", ".join(map(str, self.program.input))
             raise ValueError(f"expected images of shape (N, {expected}), found {x.shape}")
@@ -192,12 +115,10 @@ class NativeProgram:
         return rows
 
     def report(self) -> dict:
-        """The `batch` that ran last, or was planned last (0 for none), whether it is `planned` itself, how many kinds
-        of `slices` all plans have, their `packed_bytes` and the `most_bytes` that these may be, and the `steps`."""
-        text = ctypes.create_string_buffer(1 << 14)
-        while (needed := self._library.splore_table(self._engine, text, len(text))) > len(text):
-            text = ctypes.create_string_buffer(needed)
-        return json.loads(text.value)
+        """The `batch` that ran last, or was planned last (0 for none), whether it is `planned` itself, whether anything
+        was `timed`, how many kinds of `slices` all plans have, their `packed_bytes` and the `most_bytes` that these may
+        be, and the `steps`."""
+        return json.loads(self._text("splore_table"))
 
     @cached_property
     def peak(self) -> float:
@@ -219,6 +140,13 @@ class NativeProgram:
         """The weights as the plans have packed them."""
         return self._library.splore_packed(self._engine)
 
+    def _text(self, name: str) -> str:
+        write = getattr(self._library, name)
+        text = ctypes.create_string_buffer(1 << 14)
+        while (needed := write(self._engine, text, len(text))) > len(text):
+            text = ctypes.create_string_buffer(needed)
+        return text.value.decode()
+
     def _call(self, name: str, *arguments: object) -> None:
         error = ctypes.create_string_buffer(500)
         if getattr(self._library, name)(*arguments, error, len(error)):
@@ -229,7 +157,7 @@ class NativeProgram:
             self._library.splore_destroy(self._engine)
 
 
-def _raw(program: Program) -> tuple[_Program, list]:
+def _raw(program: Program) -> tuple[RawProgram, list]:
     """The program as the header wants it, and what must stay alive during the call."""
     arrays: list[Floats | Indices] = []
     inputs: list[int] = []
@@ -245,18 +173,21 @@ def _raw(program: Program) -> tuple[_Program, list]:
         row[_WORDS.index("inputs_begin")], row[_WORDS.index("inputs_count")] = len(inputs), len(op.inputs)
         inputs.extend(op.inputs)
 
-    raw_arrays = (_Array * max(1, len(arrays)))(
-        *(_Array(a.ctypes.data, a.size, _FLOAT32 if a.dtype == np.float32 else _UINT32) for a in arrays)
+    raw_arrays = (Array * max(1, len(arrays)))(
+        *(Array(a.ctypes.data, a.size, _FLOAT32 if a.dtype == np.float32 else _UINT32) for a in arrays)
     )
     raw_inputs = (ctypes.c_int64 * len(inputs))(*inputs)
-    raw = _Program(
+    raw = RawProgram(
+        ctypes.sizeof(RawProgram),
+        len(_WORDS),
+        ctypes.sizeof(Array),
         (ctypes.c_int64 * 3)(*program.input),
         len(program.ops),
         words.ctypes.data_as(ctypes.POINTER(ctypes.c_int64)),
         len(inputs),
         ctypes.cast(raw_inputs, ctypes.POINTER(ctypes.c_int64)),
         len(arrays),
-        ctypes.cast(raw_arrays, ctypes.POINTER(_Array)),
+        ctypes.cast(raw_arrays, ctypes.POINTER(Array)),
     )
     return raw, [words, raw_inputs, raw_arrays]
 

@@ -41,11 +41,8 @@ def of_program(program: Program, heading: str, steps: Iterable[Mapping[str, Any]
 def of_memory(report: Mapping[str, Any]) -> str:
     """What all plans hold, and whether the batch has one of its own. `report` is the native program's."""
     packed, most = (report[key] / 2**20 for key in ("packed_bytes", "most_bytes"))
-    own = (
-        ""
-        if report["planned"]
-        else f"; batch {report['batch']} runs by the plans of others: plan it for one of its own"
-    )
+    how = "by the plans of others: plan it for one of its own" if report["timed"] else "untimed: plan it to run faster"
+    own = "" if report["planned"] else f"; batch {report['batch']} runs {how}"
     slices = f"{report['slices']} slice{'s' if report['slices'] != 1 else ''}"
     return f"all plans: {slices}, {packed:.3g} of at most {most:.4g} MiB of packed weights{own}"
 

@@ -2,13 +2,15 @@
 
 The tensors are the arrays of the operations, named `<index of the operation>.<array>`: `3.dense`, `3.bias`,
 `3.pre.scale`.
-The metadata of the file holds two texts:
+The metadata of the file holds:
 
 - `splore.program`: JSON with `version`, `input` (C, H, W), `flat_input`, `flat_output` and `ops`, a list of objects
   with `op` and the attributes of that operation;
 - `splore.checksum`: SHA-256 of that JSON and of every tensor, in the order of their names.
 
-It may hold a third, `splore.task`: JSON with `classes`, `preprocessing` and the SHA-256 of both, see `splore.task`.
+It may hold two more: `splore.task`, JSON with `classes`, `preprocessing` and the SHA-256 of both, see `splore.task`;
+and `splore.plans`, the kernels that were chosen on the machine that wrote the file, which decide how fast the program
+runs, never what it computes.
 
 `load` trusts nothing: a file that is cut, altered or built to harm raises ValueError before anything runs. What it
 allocates is bounded by the size of the file, and what the program takes to run by a limit that the caller sets.
@@ -49,7 +51,7 @@ from splore.task import Task
 
 VERSION = 1
 MESSAGE = 300  # characters of an error: what it repeats of the file may be of any length
-PROGRAM, CHECKSUM, TASK = "splore.program", "splore.checksum", "splore.task"
+PROGRAM, CHECKSUM, TASK, PLANS = "splore.program", "splore.checksum", "splore.task", "splore.plans"
 
 KINDS: dict[str, type] = {
     "conv": Conv, "pool": Pool, "add": Add, "mul": Mul, "activate": Activate, "affine": Affine, "concat": Concat,
@@ -64,11 +66,12 @@ ARRAYS = {
 TYPES = ("F32", "U32", "I8", "U8")
 
 
-def save(program: Program, path: str | os.PathLike[str], task: Task | None = None) -> None:
-    """Writes the program; whoever reads the path meanwhile sees the old file or the new one, never a part."""
+def save(program: Program, path: str | os.PathLike[str], task: Task | None = None, plans: str = "") -> None:
+    """Writes the program, what it is for, and plans as `NativeProgram.save_plans` gives them; whoever reads the path
+    meanwhile sees the old file or the new one, never a part."""
     structure = json.dumps(describe(program), separators=(",", ":"))
     tensors = {f"{i}.{name}": array for i, op in enumerate(program.ops) for name, array in stored_arrays(op)}
-    texts = {PROGRAM: structure, CHECKSUM: checksum(structure, tensors)}
+    texts = {PROGRAM: structure, CHECKSUM: checksum(structure, tensors)} | ({PLANS: plans} if plans else {})
     if task is not None:
         text = json.dumps(task.to_json())
         texts[TASK] = json.dumps({"sha256": sha256([text.encode()]), "task": text})
@@ -90,13 +93,18 @@ def load(path: str | os.PathLike[str], image_bytes: int = memory.IMAGE_BYTES) ->
 
     ValueError says what is wrong with the file; OSError where it can't be read.
     """
+    return load_with_plans(path, image_bytes)[0]
+
+
+def load_with_plans(path: str | os.PathLike[str], image_bytes: int = memory.IMAGE_BYTES) -> tuple[Program, str]:
+    """The same, and the plans as they were saved; "" where there are none."""
     if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would block
         raise ValueError(f"expected a file of Engine.save at {path}, found something that is no file: check the path")
     try:
         metadata, tensors = _read(path)
         program = _program(metadata, tensors)
         memory.check(program, image_bytes)
-        return program
+        return program, metadata.get(PLANS, "")
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file: {_short(error)}") from None
     except ValueError as error:  # without its cause, which may repeat megabytes of the file
