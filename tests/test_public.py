@@ -40,6 +40,7 @@ NAMES = [
     "materialise",
     "parameter_groups",
     "prune",
+    "quantize",
     "recalibrate",
     "relative",
     "save",

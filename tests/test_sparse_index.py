@@ -17,6 +17,37 @@ def masks(draw):
 
 @given(masks())
 @settings(max_examples=300, deadline=None)
+def test_a_rice_code_is_read_back_and_chosen_only_where_it_is_smaller(mask):
+    plain, (coding, code) = encode(mask), encode(mask, rice=True)
+    assert len(code) < len(plain[1]) if coding is Coding.RICE else len(code) == len(plain[1])
+    assert np.array_equal(decode(coding, code, mask.size, int(mask.sum())), mask)
+
+
+@pytest.mark.parametrize("share", [0.0002, 0.003, 0.02, 0.08, 0.15, 0.275, 0.4])
+def test_the_positions_of_a_random_set_take_few_bits_more_than_their_entropy(share):
+    mask = np.random.default_rng(0).random(400_000) < share
+    p = mask.mean()
+    least = -mask.size * (p * np.log2(p) + (1 - p) * np.log2(1 - p)) / 8
+    assert least < len(encode(mask, rice=True)[1]) < 1.04 * least + 16
+
+
+def test_the_bytes_of_a_rice_code_by_hand():
+    gaps = [5, 0, 33, 19, 0, 28, 18] * 5
+    mask = np.zeros(600, bool)
+    mask[np.cumsum(np.array(gaps) + 1) - 1] = True
+    coding, code = encode(mask, rice=True)
+    b = int(code[0])
+    assert b == 3
+    bits = "".join(f"{gap & (1 << b) - 1:0{b}b}"[::-1] for gap in gaps)
+    high = "".join("0" * (gap >> b) + "1" for gap in gaps)
+    expected = [b]
+    for row in (bits, high):
+        expected += [int(row[i : i + 8][::-1], 2) for i in range(0, len(row), 8)]
+    assert (coding, code.tolist()) == (Coding.RICE, expected)
+
+
+@given(masks())
+@settings(max_examples=300, deadline=None)
 def test_round_trip_in_the_smallest_coding(mask):
     coding, code = encode(mask)
     assert code.dtype == np.uint8
@@ -74,6 +105,14 @@ def test_hostile_bytes_give_a_mask_or_a_value_error(coding, code, size, count):
         (Coding.ALL, [], 9, 8, "positions"),
         (Coding.ALL, [0], 9, 9, "bytes"),
         (Coding.GAPS, [], 9, 10, "can't lie"),
+        (Coding.RICE, [], 9, 1, "expected a Rice code"),
+        (Coding.RICE, [63, 1], 9, 1, "expected a Rice code"),
+        (Coding.RICE, [8, 1], 9, 2, "expected a Rice code"),
+        (Coding.RICE, [0, 0b1001], 9, 1, "positions"),
+        (Coding.RICE, [0, 1, 0], 9, 1, "goes on"),
+        (Coding.RICE, [1, 0b10, 1], 9, 1, "goes on"),
+        (Coding.RICE, [2, 0b11, 0b100], 9, 1, "below 9"),
+        (Coding.RICE, [0, 0, 0, 0, 1], 9, 1, "shorter"),
     ],
 )
 def test_each_lie_is_named(coding, code, size, count, message):

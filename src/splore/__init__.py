@@ -21,6 +21,7 @@ _HOMES = {
     "train.penalties": ("FrobeniusDecay", "L1", "Scaling", "parameter_groups"),
     "train.masks": ("hold_masks",),
     "postprocess.prune": ("cubic", "energy_share", "lamp", "magnitude", "prune", "relative"),
+    "postprocess.quantize": ("quantize",),
     "postprocess.rank_cut": ("cut_ranks", "share_budget"),
     "postprocess.recalibrate": ("recalibrate",),
     "capture.compile": ("compile",),
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from splore.measure.cost import cost
     from splore.modelfile.file import ModelFileError, load, save
     from splore.postprocess.prune import cubic, energy_share, lamp, magnitude, prune, relative
+    from splore.postprocess.quantize import quantize
     from splore.postprocess.rank_cut import cut_ranks, share_budget
     from splore.postprocess.recalibrate import recalibrate
     from splore.task import Preprocessing, Task

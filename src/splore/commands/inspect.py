@@ -38,7 +38,7 @@ def inspect(
 ) -> int:
     """Prints the table of layers of a model file or a named net, or that of a program file's operations."""
     from splore.measure.cost import cost
-    from splore.measure.tables import layer_table, show
+    from splore.measure.tables import layer_table, show, size
     from splore.vision import build, usual_image
 
     if os.path.exists(file_or_model) or file_or_model.endswith(".safetensors"):
@@ -56,6 +56,11 @@ def inspect(
         print(json.dumps(found.as_dict() | _task_json(task), indent=2))
     else:
         show(layer_table(found))
+        if found.bytes_least < found.bytes:
+            print(
+                f"{size(found.bytes)} of tensors; at least {size(round(found.bytes_least))} by their numbers and the "
+                "entropy of the positions of S"
+            )
         _say(task)
     return 0
 

@@ -49,6 +49,10 @@ class Blocks:
         """How many entries each block has (m, b)."""
         return self.sums(torch.ones_like(entries, dtype=torch.int64))
 
+    def count(self, m: int, k: int) -> int:
+        """How many blocks a matrix (m, k) has."""
+        return m * self.sizes(torch.empty(1, k)).numel()
+
     def means(self, entries: Tensor) -> Tensor:
         """The mean over each block's entries."""
         return entries if self.size == 1 else self.sums(entries) / self.sizes(entries)

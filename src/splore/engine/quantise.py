@@ -8,7 +8,7 @@ shift) before a convolution, `<conv>.t` t = B x, and `<name>.sum` what a slow ac
 range stays in float32.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -36,21 +36,27 @@ def calibrate(program: Program, batches: Iterable[Floats], percentile: float = 1
         found[name] = (min(low, known[0]), max(high, known[1]))
 
     for batch in batches:
-        values = [np.ascontiguousarray(batch, np.float32)]
-        include("input", values[0])
-        for op in program.ops:
-            inputs = [values[value] for value in op.inputs]
-            values.append(reference.apply(op, *inputs))
-            include(op.name, values[-1])
-            if getattr(op, "act", Act.NONE) not in CLAMPS and not isinstance(op, Activate):
-                without: Any = op
-                include(f"{op.name}.sum", reference.apply(replace(without, act=Act.NONE), *inputs))
-            if isinstance(op, Conv):
-                _include_inner(op, inputs[0], include)
+        observe(program, batch, include)
     for name, (low, high) in found.items():
         if name.endswith(".t"):
             found[name] = (-max(-low, high), max(-low, high))
     return found
+
+
+def observe(program: Program, images: Floats, include: Callable[[str, NDArray], None]) -> Floats:
+    """The result for some images; every value on the way is shown to `include`, by its name."""
+    values = [np.ascontiguousarray(images, np.float32)]
+    include("input", values[0])
+    for op in program.ops:
+        inputs = [values[value] for value in op.inputs]
+        values.append(reference.apply(op, *inputs))
+        include(op.name, values[-1])
+        if getattr(op, "act", Act.NONE) not in CLAMPS and not isinstance(op, Activate):
+            without: Any = op
+            include(f"{op.name}.sum", reference.apply(replace(without, act=Act.NONE), *inputs))
+        if isinstance(op, Conv):
+            _include_inner(op, inputs[0], include)
+    return values[-1]
 
 
 def _include_inner(op: Conv, x: Floats, include: Any) -> None:  # noqa: ANN401

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from splore.design.eight_bits import weights
 from splore.design.layers import LowRankSparse
 from splore.design.matrix import Scheme
 from splore.measure.macs import Work, multiply_adds
 from splore.modelfile.packed import pack
+from splore.modelfile.values import Values, coded, values_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,7 @@ class Figures:
         params, dense_params: parameters.
         macs, dense_macs: multiply-adds per image.
         bytes, dense_bytes: bytes of the tensors in the model file.
+        bytes_least: the same if the positions of S took what any coding must: n H(share) bits for n random places.
     """
 
     params: int
@@ -37,6 +40,7 @@ class Figures:
     dense_macs: int
     bytes: int
     dense_bytes: int
+    bytes_least: float
 
     @property
     def params_kept(self) -> float:
@@ -105,6 +109,7 @@ class Cost(Figures):
                 "params": self.params,
                 "macs": self.macs,
                 "bytes": self.bytes,
+                "bytes_least": round(self.bytes_least),
                 "params_kept": self.params_kept,
                 "macs_kept": self.macs_kept,
                 "bytes_kept": self.bytes_kept,
@@ -130,18 +135,20 @@ def cost(model: nn.Module, input_shape: tuple[int, ...]) -> Cost:
     work = multiply_adds(model, input_shape)
     seen: set[int] = set()
     layers = []
+    values = values_of(model)
     for name, module in model.named_modules():
         own = [t for t in _own_tensors(module) if id(t) not in seen]
         seen.update(id(t) for t in own)
         counted = isinstance(module, LowRankSparse | _ConvNd | nn.Linear)
         if own or counted:
-            layers.append(_layer_cost(name, module, own, work.get(id(module), Work(0, 0))))
+            layers.append(_layer_cost(name, module, own, work.get(id(module), Work(0, 0)), values))
     return Cost.of(layers)
 
 
-def _layer_cost(name: str, module: nn.Module, own: list[Tensor], work: Work) -> LayerCost:
+def _layer_cost(name: str, module: nn.Module, own: list[Tensor], work: Work, values: Values | None) -> LayerCost:
     params = sum(t.numel() for t in own if isinstance(t, nn.Parameter))
     size = sum(t.nbytes for t in own)
+    stored = size - _saved(module, own, values)
     kind = module.kind.__name__ if isinstance(module, LowRankSparse) else type(module).__name__
     if not isinstance(module, LowRankSparse):
         weight = module.weight if isinstance(module, _ConvNd | nn.Linear) else None
@@ -154,7 +161,8 @@ def _layer_cost(name: str, module: nn.Module, own: list[Tensor], work: Work) -> 
             dense_params=params,
             macs=work.macs,
             dense_macs=work.dense_macs,
-            bytes=size,
+            bytes=stored,
+            bytes_least=stored,
             dense_bytes=size,
         )
     m, k = module.matrix_shape
@@ -162,7 +170,8 @@ def _layer_cost(name: str, module: nn.Module, own: list[Tensor], work: Work) -> 
     factors = [t for t in own if any(t is part for part in module.factors)]
     rest = params - sum(t.numel() for t in (*sparse, *factors) if isinstance(t, nn.Parameter))
     rest_bytes = size - sum(t.nbytes for t in (*sparse, *factors))
-    packed = pack(module)
+    stored -= sum(t.nbytes for t in sparse)
+    packed = pack(module, values)
     nnz = None if packed is None else packed.values.numel()
     return LayerCost(
         name=name,
@@ -176,9 +185,22 @@ def _layer_cost(name: str, module: nn.Module, own: list[Tensor], work: Work) -> 
         dense_params=rest + m * k,
         macs=work.macs,
         dense_macs=work.dense_macs,
-        bytes=rest_bytes + sum(t.nbytes for t in factors) + (0 if packed is None else packed.nbytes),
+        bytes=stored + (0 if packed is None else packed.nbytes),
+        bytes_least=stored + (0 if packed is None else packed.bytes_at_least(module.blocks.count(m, k))),
         dense_bytes=rest_bytes + m * k * module.reference.element_size(),
     )
+
+
+def _saved(module: nn.Module, own: list[Tensor], values: Values | None) -> int:
+    """The bytes that a layer's own weights, but for S, take less in the file than in the network."""
+    saved = 0
+    for _, owner, part, rows in weights(module):
+        weight = getattr(owner, part)
+        if owner is module and part != "S" and any(weight is t for t in own):
+            found = coded(weight, rows, values)
+            if found is not None:
+                saved += weight.nbytes - found.numbers.nbytes - (0 if found.scale is None else found.scale.nbytes)
+    return saved
 
 
 def _own_tensors(module: nn.Module) -> list[Tensor]:

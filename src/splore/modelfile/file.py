@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,8 +29,10 @@ from torch.optim.swa_utils import AveragedModel
 from torch.overrides import TorchFunctionMode
 
 from splore.files import json_object, sha256, write_whole
+from splore.modelfile.coded import decode
 from splore.modelfile.state import check_network, restore, to_tensors
 from splore.modelfile.structure import ModelFileError, Structure, from_json, join, to_json
+from splore.modelfile.values import Values, values_of
 from splore.task import Task, task_of
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 
 FORMAT = "splore"
 VERSION = 2
-"""What is read at most. Version 2 knows blocks of S; a file without them is written as version 1."""
+"""What is read at most. Version 2 knows blocks of S and coded numbers; a file without them is one of version 1."""
 DENSE_BYTES = 1 << 33
 """What a network that a file names may take unless the caller says otherwise: 8 GiB."""
 _SCRATCH = 1 << 26
@@ -49,7 +51,13 @@ _DIGEST = re.compile(rb'\\"sha256\\":\\"([0-9a-f]{64})\\"')
 """The digest as it stands in the header, within the JSON text that is itself a JSON string."""
 
 
-def save(model: nn.Module, path: str | os.PathLike, source: "Origin | None" = None, task: Task | None = None) -> None:
+def save(
+    model: nn.Module,
+    path: str | os.PathLike,
+    source: "Origin | None" = None,
+    task: Task | None = None,
+    values: Literal["float16"] | None = None,
+) -> None:
     """Writes a network, decomposed or not, to one file. Whole or not at all: what was at `path` stays until the end.
 
     Args:
@@ -58,6 +66,8 @@ def save(model: nn.Module, path: str | os.PathLike, source: "Origin | None" = No
         path: the file to write, usually `*.safetensors`.
         source: where the net came from; taken from `model.origin` by default. With it `load` can build the net itself.
         task: the names of its classes and the preprocessing of images; taken from `model.task` by default.
+        values: `float16` rounds the weights of convolutions and linear layers to that, in the file; they come back in
+            float32. By default nothing is lost, and the weights of a model that `quantize` rounded are written in int8.
 
     Raises:
         ValueError: the model's state holds something that is not a plain, whole tensor, or NaN in a parameter.
@@ -66,11 +76,14 @@ def save(model: nn.Module, path: str | os.PathLike, source: "Origin | None" = No
     for name, parameter in model.named_parameters():
         if parameter.isnan().any():
             raise ValueError(f"expected numbers, found NaN in {name!r}: go back to the last good checkpoint")
-    write_whole(path, "the model file", *_serialised(model, source, task))
+    kind = values_of(_plain(model)) if values is None else Values(values)
+    write_whole(path, "the model file", *_serialised(model, source, task, kind))
 
 
 def load(path: str | os.PathLike, model: nn.Module | None = None, dense_bytes: int = DENSE_BYTES) -> nn.Module:
     """Reads a network that `save` wrote: the same state, bit for bit, with an attribute `task` where the file has one.
+
+    One that `quantize` made has its `activation_ranges` again.
 
     Args:
         path: the file.
@@ -84,9 +97,12 @@ def load(path: str | os.PathLike, model: nn.Module | None = None, dense_bytes: i
             another network. `model` is then untouched.
     """
     structure, tensors = _read(path)
+    tensors = decode(structure, tensors)
     net = restore(_built(structure, tensors, dense_bytes) if model is None else model, structure, tensors)
     if structure.task is not None:
         net.task = structure.task  # type: ignore[assignment]
+    if structure.ranges is not None:
+        net.activation_ranges = structure.ranges  # type: ignore[assignment]
     return net
 
 
@@ -114,14 +130,20 @@ def _plain(model: nn.Module) -> nn.Module:
     return _plain(model.get_submodule("_orig_mod")) if "_orig_mod" in model._modules else model
 
 
-def _serialised(model: nn.Module, source: "Origin | None", task: Task | None) -> tuple[bytes, memoryview]:
+def _serialised(
+    model: nn.Module, source: "Origin | None", task: Task | None, values: Values | None
+) -> tuple[bytes, memoryview]:
     """The file in two parts, the first of which ends with the digest."""
     model = _plain(model)
-    structure, tensors = to_tensors(model)
+    structure, tensors = to_tensors(model, values)
     structure = replace(
-        structure, origin=_origin(model) if source is None else asdict(source), task=task or task_of(model)
+        structure,
+        origin=_origin(model) if source is None else asdict(source),
+        task=task or task_of(model),
+        ranges=getattr(model, "activation_ranges", None),
     )
-    version = VERSION if any(layer.sparse and layer.sparse.block > 1 for layer in structure.layers) else 1
+    blocks = any(layer.sparse and layer.sparse.block > 1 for layer in structure.layers)
+    version = VERSION if blocks or structure.coded else 1
     text = {"format": FORMAT, "version": version, "sha256": _UNSIGNED, "structure": to_json(structure)}
     try:
         data = to_safetensors(tensors, {FORMAT: json.dumps(text, separators=(",", ":"))})

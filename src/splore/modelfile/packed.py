@@ -11,6 +11,7 @@ Beside the values three sets of positions in the matrix m x k are kept, each by 
   False there is no entry, and a zero of either sign comes back as +0.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,8 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from splore.design.blocks import ENTRIES, Blocks
+from splore.design.eight_bits import outputs
 from splore.design.layers import LowRankSparse
 from splore.modelfile.sparse_index import Coding, decode, encode
+from splore.modelfile.values import Values, coded
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,10 @@ class Index:
     code: NDArray[np.uint8]
 
     @classmethod
-    def of(cls, positions: Tensor) -> "Index":
-        """The True entries of a bool tensor of any shape, in row-major order."""
+    def of(cls, positions: Tensor, rice: bool = False) -> "Index":
+        """The True entries of a bool tensor of any shape, in row-major order; perhaps by a Rice code."""
         flat = positions.flatten().numpy()
-        coding, code = encode(flat)
+        coding, code = encode(flat, rice)
         return cls(coding, int(np.count_nonzero(flat)), code)
 
     def positions(self, size: int) -> Tensor:
@@ -49,13 +52,15 @@ class PackedSparse:
 
     Attributes:
         values: the non-zeros of S, or all entries of the blocks that have one, in the row-major order of the matrix,
-            (nnz,), in the layer's dtype.
+            (nnz,), in the layer's dtype; or as they are coded, int8 or float16.
+        scale: of each row of int8 values, see `splore.modelfile.values`; otherwise None.
         support: where they are.
         mask: where the mask differs from the support, or None for a mask that is full.
         negative_zeros: where S is -0 under the mask.
     """
 
     values: Tensor
+    scale: Tensor | None
     support: Index
     mask: Index | None
     negative_zeros: Index
@@ -64,29 +69,40 @@ class PackedSparse:
     def nbytes(self) -> int:
         """Bytes of the values and of all positions."""
         indices = [index.code.nbytes for index in (self.support, self.mask, self.negative_zeros) if index is not None]
-        return self.values.nbytes + sum(indices)
+        return self.values.nbytes + (0 if self.scale is None else self.scale.nbytes) + sum(indices)
+
+    def bytes_at_least(self, places: int) -> float:
+        """The bytes of the values, and what any coding takes for the support: a random set of `places` positions."""
+        share = self.support.count / max(places, 1)
+        entropy = -sum(p * math.log2(p) for p in (share, 1 - share) if p > 0)
+        return self.values.nbytes + (0 if self.scale is None else self.scale.nbytes) + places * entropy / 8
 
 
 @torch.no_grad()
-def pack(layer: LowRankSparse) -> PackedSparse | None:
+def pack(layer: LowRankSparse, values: Values | None = None) -> PackedSparse | None:
     """The sparse part of a layer without its zeros, on the CPU; None for a layer that has none."""
     if layer.S is None or layer.mask is None:
         return None
     S, mask, blocks = layer.S.detach().cpu(), layer.mask.cpu(), layer.blocks
     if not blocks.whole(mask):
         raise ValueError(f"expected a mask of whole blocks of {blocks.size} to be written, found parts of blocks")
+    code = coded(S, outputs(layer), values, mask)
+    rice = blocks.size > 1 or code is not None
+    if code is not None:
+        S = code.numbers
     support = blocks.any(S)
     held = blocks.spread(support)
     return PackedSparse(
         values=S[held],
-        support=Index.of(support),
-        mask=None if mask.all() else Index.of(blocks.any(mask) ^ support),
+        scale=None if code is None else code.scale,
+        support=Index.of(support, rice),
+        mask=None if mask.all() else Index.of(blocks.any(mask) ^ support, rice),
         negative_zeros=Index.of(mask & ~held & S.signbit()),
     )
 
 
 def unpack(packed: PackedSparse, m: int, k: int, blocks: Blocks = ENTRIES) -> tuple[Tensor, Tensor]:
-    """S (m, k) in the dtype of the values and its mask (m, k): the inverse of `pack`.
+    """S (m, k), in the dtype of the values and as these are coded, and its mask (m, k): the inverse of `pack`.
 
     Raises:
         ValueError: the positions are not those of such a matrix, or not as many as the values.
@@ -95,7 +111,7 @@ def unpack(packed: PackedSparse, m: int, k: int, blocks: Blocks = ENTRIES) -> tu
     def whole(positions: Tensor) -> Tensor:
         return blocks.spread(positions.view(m, -1)).flatten()
 
-    count = blocks.sizes(torch.empty(1, k)).numel() * m
+    count = blocks.count(m, k)
     support = whole(packed.support.positions(count))
     if packed.values.shape != (support.count_nonzero(),):
         raise ValueError(f"expected {support.count_nonzero()} values, found a tensor {tuple(packed.values.shape)}")

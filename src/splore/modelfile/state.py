@@ -17,15 +17,16 @@ from splore.design.blocks import Blocks
 from splore.design.layers import LowRankSparse, layer_of
 from splore.design.low_rank_sparse import KINDS
 from splore.design.select import replace
+from splore.modelfile.coded import COMPILED, WRITTEN, code
 from splore.modelfile.packed import Index, PackedSparse, pack, unpack
 from splore.modelfile.structure import IndexStructure, LayerStructure, ModelFileError, SparseStructure, Structure, join
-
-COMPILED = "_orig_mod."
-"""What `torch.compile` puts before the names within a child that it has wrapped; the file has them without."""
+from splore.modelfile.values import Values, decoded
 
 
-def to_tensors(model: nn.Module) -> tuple[Structure, dict[str, Tensor]]:
+def to_tensors(model: nn.Module, values: Values | None = None) -> tuple[Structure, dict[str, Tensor]]:
     """A network taken apart: its structure, without an origin, and contiguous tensors on the CPU.
+
+    `values` is how weights of convolutions and linear layers are written where they can be: by default as they are.
 
     Raises:
         ValueError: the state holds something that is not a plain, whole tensor.
@@ -60,11 +61,16 @@ def to_tensors(model: nn.Module) -> tuple[Structure, dict[str, Tensor]]:
             m, k = layer.mask.shape
             for part, shape in {"A": (m, 0), "B": (0, k)}.items():
                 tensors[join(names[0], part)] = torch.empty(shape, dtype=layer.S.dtype)
-        packed = pack(layer)
+        packed = pack(layer, values)
         structures.append(_structure(layer, tuple(names), packed))
         if packed is not None:
             tensors |= _packed_tensors(packed, names[0])
-    return Structure(None, tuple(structures), ties), tensors
+    kinds = code(model, tensors, values) | {
+        join(layer.names[0], "S.values"): values
+        for layer in structures
+        if values is not None and layer.sparse and tensors[join(layer.names[0], "S.values")].dtype in WRITTEN
+    }
+    return Structure(None, tuple(structures), ties, coded=kinds), tensors
 
 
 def check_network(model: nn.Module, structure: Structure, tensors: Mapping[str, Tensor]) -> None:
@@ -121,7 +127,7 @@ def restore(model: nn.Module, structure: Structure, tensors: Mapping[str, Tensor
     state = dict(tensors)
     for layer in structure.layers:
         if layer.sparse is not None:
-            S, mask = _unpacked(layer, layer.sparse, tensors)
+            S, mask = _unpacked(layer, layer.sparse, tensors, join(layer.names[0], "S.values") in structure.coded)
             for part in _sparse_parts(layer.sparse):
                 state.pop(join(layer.names[0], part), None)
             for name in layer.names:
@@ -153,7 +159,9 @@ def _described(index: Index) -> IndexStructure:
 
 def _packed_tensors(packed: PackedSparse, name: str) -> dict[str, Tensor]:
     tensors = {join(name, "S.values"): packed.values}
-    for part in _sparse_parts(packed)[1:]:
+    if packed.scale is not None:
+        tensors[join(name, "S.scale")] = packed.scale
+    for part in _sparse_parts(packed)[2:]:
         index = getattr(packed, part.removeprefix("S."))
         if len(index.code):
             tensors[join(name, part)] = torch.from_numpy(index.code)
@@ -161,13 +169,15 @@ def _packed_tensors(packed: PackedSparse, name: str) -> dict[str, Tensor]:
 
 
 def _sparse_parts(sparse: SparseStructure | PackedSparse | None) -> list[str]:
-    """The names of the tensors that a sparse part may have in the file, the values first."""
+    """The names of the tensors that a sparse part may have in the file, the values and their scales first."""
     if sparse is None:
         return []
-    return ["S.values", "S.support", *(["S.mask"] if sparse.mask else []), "S.negative_zeros"]
+    return ["S.values", "S.scale", "S.support", *(["S.mask"] if sparse.mask else []), "S.negative_zeros"]
 
 
-def _unpacked(layer: LayerStructure, sparse: SparseStructure, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _unpacked(
+    layer: LayerStructure, sparse: SparseStructure, tensors: Mapping[str, Tensor], is_coded: bool
+) -> tuple[Tensor, Tensor]:
     def index(part: str, described: IndexStructure) -> Index:
         code = tensors.get(join(layer.names[0], part), torch.empty(0, dtype=torch.uint8))
         if code.dtype != torch.uint8 or code.dim() != 1:
@@ -176,17 +186,22 @@ def _unpacked(layer: LayerStructure, sparse: SparseStructure, tensors: Mapping[s
 
     try:
         values = tensors.get(join(layer.names[0], "S.values"))
-        if values is None or values.dtype != tensors[join(layer.names[0], "A")].dtype:
+        like = tensors[join(layer.names[0], "A")].dtype
+        if values is None or (values.dtype not in WRITTEN if is_coded else values.dtype != like):
             raise ValueError(f"expected values of the type of A, found {values if values is None else values.dtype}")
         if values.shape != (sparse.entries,):
             raise ValueError(f"expected {sparse.entries} values, found a tensor {tuple(values.shape)}")
+        scale = tensors.get(join(layer.names[0], "S.scale"))
+        blocks = Blocks.of(sparse.block, layer.shape, layer.transposed)
         packed = PackedSparse(
             values,
+            scale,
             index("S.support", sparse.support),
             None if sparse.mask is None else index("S.mask", sparse.mask),
             index("S.negative_zeros", sparse.negative_zeros),
         )
-        return unpack(packed, *layer.matrix_shape, Blocks.of(sparse.block, layer.shape, layer.transposed))
+        S, mask = unpack(packed, *layer.matrix_shape, blocks)
+        return decoded(S, scale) if is_coded else S, mask
     except ValueError as error:
         raise ModelFileError(
             f"the sparse part of {layer.names[0]!r} is not as the file describes it ({error}): get the file anew"

@@ -1,11 +1,13 @@
 """What a model file says of the network beside its tensors: which layers are decomposed and how, as JSON."""
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from splore.design.matrix import Scheme, matrix_shape
 from splore.files import numbers, typed
 from splore.modelfile.sparse_index import Coding
+from splore.modelfile.values import Values
 from splore.task import Task
 
 DIMENSIONS = {"Linear": 2, "Conv1d": 3, "Conv2d": 4, "Conv3d": 5}
@@ -96,12 +98,16 @@ class Structure:
         layers: the decomposed layers in the model's order.
         ties: names of the state that are the same tensor as another name, which is the one in the file.
         task: what the net is for, or None; a file without it has no such key.
+        coded: the weights that are float32 in the network and something else in the file, by name.
+        ranges: (low, high) of the activations of a network in eight bits, by name; None of any other.
     """
 
     origin: dict[str, Any] | None
     layers: tuple[LayerStructure, ...]
     ties: dict[str, str]
     task: Task | None = None
+    coded: dict[str, Values] = field(default_factory=dict)
+    ranges: dict[str, tuple[float, float]] | None = None
 
 
 def join(name: str, part: str) -> str:
@@ -111,7 +117,8 @@ def join(name: str, part: str) -> str:
 
 def to_json(structure: Structure) -> dict[str, Any]:
     """The structure in types that JSON has. What is said of blocks is left out where an entry is one."""
-    text = {key: value for key, value in asdict(structure).items() if key != "task" or value is not None}
+    optional = ("task", "coded", "ranges")
+    text = {key: value for key, value in asdict(structure).items() if key not in optional or value}
     for layer in text["layers"]:
         if layer["sparse"] and layer["sparse"]["block"] == 1:
             del layer["sparse"]["block"], layer["sparse"]["entries"]
@@ -130,11 +137,23 @@ def from_json(value: Any) -> Structure:  # noqa: ANN401
             layers=tuple(_layer(layer) for layer in typed(value["layers"], list)),
             ties={typed(k, str): typed(v, str) for k, v in typed(value["ties"], dict).items()},
             task=Task.from_json(value["task"]) if "task" in value else None,
+            coded={typed(k, str): Values(v) for k, v in typed(value.get("coded", {}), dict).items()},
+            ranges=_ranges(value["ranges"]) if "ranges" in value else None,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ModelFileError(
             f"expected the structure of a compressed model, found one that can't be read ({error}): get the file anew"
         ) from error
+
+
+def _ranges(value: object) -> dict[str, tuple[float, float]]:
+    ranges = {}
+    for name, pair in typed(value, dict).items():
+        low, high = (float(each) for each in typed(pair, list))
+        if not (math.isfinite(low) and math.isfinite(high) and low <= 0 <= high):
+            raise ValueError(f"expected a finite range around zero, found {low} to {high} for {name!r:.80}")
+        ranges[name] = (low, high)
+    return ranges
 
 
 def _layer(value: dict[str, Any]) -> LayerStructure:
