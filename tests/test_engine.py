@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from programs import floats, random_program
 from test_capture import decomposed, lively
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 from splore.capture.compile import compile
 from splore.capture.export import capture
@@ -122,6 +123,11 @@ def test_any_batch_and_both_kinds_of_arrays():
     np.testing.assert_allclose(engine(read_only), engine(np.ones((2, 3, 16, 16), np.float32)), rtol=1e-5, atol=1e-5)
 
 
+def fake(*shape):
+    with FakeTensorMode():
+        return torch.zeros(shape)
+
+
 @pytest.mark.parametrize(
     "x, message",
     [
@@ -140,6 +146,8 @@ def test_any_batch_and_both_kinds_of_arrays():
         (torch.zeros(1, 3, 16, 16).to_sparse(), "a dense tensor on the CPU, found one of torch.sparse_coo"),
         (torch.zeros(1, 3, 16, 16, dtype=torch.complex64), "found torch.complex64"),
         (None, "found NoneType"),
+        (torch.nested.nested_tensor([torch.zeros(3, 16, 16)]), "found Tensor that is nested"),
+        (fake(1, 3, 16, 16), "numbers in memory, found FakeTensor: use `as_module"),
     ],
 )  # fmt: skip
 def test_other_inputs_are_refused(x, message):

@@ -1,6 +1,7 @@
 """What a compiled engine promises over its life: the faster choice, a snapshot, plans, copies, threads and forks."""
 
 import copy
+import io
 import os
 import pickle
 import threading
@@ -14,6 +15,7 @@ from test_engine import Tail, engine_of, expect_close, needs_native, small_net
 from torch import nn
 
 from splore.capture.compile import compile
+from splore.engine.program_segment import ProgramSegment
 from splore.vision.nets.residual import ResNet
 
 pytestmark = pytest.mark.filterwarnings("ignore:the native library can't be loaded")
@@ -94,11 +96,24 @@ def test_two_engines_in_two_threads():
         assert all(torch.allclose(result, expected[index % 2], rtol=1e-4, atol=1e-5) for result in results)
 
 
+def programs(engine):
+    return [segment for segment in engine._segments if isinstance(segment, ProgramSegment)]
+
+
+def through_torch(engine):
+    file = io.BytesIO()
+    torch.save(engine, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
 def test_an_engine_may_be_pickled_and_copied():
     x = torch.randn(3, 3, 16, 16)
     for model in (small_net(), Tail().eval()):
         engine = engine_of(model, x, threads=1)
-        for other in (pickle.loads(pickle.dumps(engine)), copy.deepcopy(engine)):
+        engine.plan(3)
+        for other in (pickle.loads(pickle.dumps(engine)), copy.deepcopy(engine), through_torch(engine)):
+            assert [s.save_plans() for s in programs(other)] == [s.save_plans() for s in programs(engine)]
             assert (other.input, other.output, other.threads) == (engine.input, engine.output, 1)
             torch.testing.assert_close(other(x), engine(x))
 

@@ -87,6 +87,14 @@ def test_one_operator_for_torch():
     torch.library.opcheck(torch.ops.splore.engine.default, (x, module.handle, [10]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_operator_refuses_other_types_before_it_runs(dtype):
+    module = engine_of(small_net(), torch.randn(1, 3, 16, 16)).as_module()
+    for device in ("cpu", "meta"):
+        with pytest.raises(ValueError, match=f"expected float32.*found {dtype}"):
+            torch.ops.splore.engine(torch.zeros(1, 3, 16, 16, dtype=dtype, device=device), module.handle, [10])
+
+
 def test_a_handle_is_the_content_of_an_engine(tmp_path):
     x = torch.randn(1, 3, 16, 16)
     engines = [engine_of(small_net(seed), x) for seed in (0, 1)] + [engine_of(Tail().eval(), x)]

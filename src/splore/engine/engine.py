@@ -52,6 +52,9 @@ class Engine:
     engine at once; callers that come together share the threads. Parts in torch run with as many threads as torch is
     set to.
 
+    An engine can be pickled and copied, plans included; `torch.load(..., weights_only=False)` reads what `torch.save`
+    wrote. `save` and `load` need no torch and trust nothing.
+
     `deterministic` gives an image the same result to the bit, whatever the batch, the timing and the engine, on
     machines of one instruction set. It takes one kind of slice for every image, and is slower for it.
 
@@ -121,15 +124,24 @@ class Engine:
         """The result (N, ...) for a batch (N, ...) of float32, without gradients. ValueError for any other input."""
         torch: Any = sys.modules.get("torch")
         is_tensor = torch is not None and isinstance(x, torch.Tensor)
-        if not is_tensor and (not isinstance(x, np.ndarray) or isinstance(x, np.ma.MaskedArray)):
-            raise ValueError(f"expected a NumPy array or a torch tensor, found {type(x).__name__}")
+        is_array = isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray)
+        if not is_array and (not is_tensor or x.is_nested):
+            raise ValueError(
+                f"expected a NumPy array or a torch tensor, found {type(x).__name__}{' that is nested' * is_tensor}"
+            )
         is_float = x.dtype == (torch.float32 if is_tensor else np.float32)
         if not is_float or x.ndim != len(self.input) + 1 or tuple(x.shape[1:]) != self.input:
             expected = ", ".join(map(str, ("N", *self.input)))
             raise ValueError(f"expected float32 of shape ({expected}), found {x.dtype} of shape {tuple(x.shape)}")
         if is_tensor and (x.device.type != "cpu" or x.layout != torch.strided):
             raise ValueError(f"expected a dense tensor on the CPU, found one of {x.layout} on {x.device}")
-        results = self._run(x.detach().resolve_neg().numpy() if is_tensor else np.asarray(x))
+        try:
+            values = x.detach().resolve_neg().numpy() if is_tensor else np.asarray(x)
+        except RuntimeError as error:  # of a fake tensor, or within a transform as vmap
+            raise ValueError(
+                f"expected a tensor with numbers in memory, found {type(x).__name__}: use `as_module()` in a graph"
+            ) from error
+        results = self._run(values)
         return self._flow.structure([torch.from_numpy(y) for y in results] if is_tensor else results)
 
     def plan(self, batch: int) -> None:

@@ -27,6 +27,8 @@ def run_engine(x: Tensor, handle: str, output: list[int]) -> Tensor:
 
 @run_engine.register_fake
 def _(x: Tensor, handle: str, output: list[int]) -> Tensor:
+    if x.dtype != torch.float32:
+        raise ValueError(f"expected float32, found {x.dtype}: an engine has one type, under autocast too")
     return x.new_empty(x.shape[0], *output)
 
 
