@@ -46,6 +46,7 @@ OPTIONS = {
     "compile": {"--help", "--out", "--image", "--batch", "--threads", "--model", "--layers"},
     "bench": {"--help", "--against", "--image", "--batch", "--threads", "--seconds", "--model", "--layers", "--json"},
     "export": {"--help", "--to", "--out", "--image", "--model"},
+    "push": {"--help", "--private", "--revision"},
 }  # fmt: skip
 
 ODD = Recipe(

@@ -17,6 +17,8 @@ _HOMES = {
     "design.matrix": ("Scheme",),
     "design.ranks": ("Budget", "Energy"),
     "measure.cost": ("cost",),
+    "deploy.export": ("export",),
+    "deploy.hub": ("push_to_hub",),
     "train.attach": ("attach",),
     "train.penalties": ("FrobeniusDecay", "L1", "Scaling", "parameter_groups"),
     "train.masks": ("hold_masks",),
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     __version__: str
 
     from splore.capture.compile import compile
+    from splore.deploy.export import export
+    from splore.deploy.hub import push_to_hub
     from splore.design.decompose import Design, Summary, decompose, materialise
     from splore.design.layers import LowRankSparseConv2d, LowRankSparseLinear, decomposed_layers
     from splore.design.matrix import Scheme

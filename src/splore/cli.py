@@ -10,7 +10,7 @@ from splore.commands.parser import Misuse
 from splore.failures import exit_code, explained
 from splore.names import nearest
 
-COMMANDS = ("run", "sweep", "recipe", "inspect", "evaluate", "report", "compile", "bench", "export")
+COMMANDS = ("run", "sweep", "recipe", "inspect", "evaluate", "report", "compile", "bench", "export", "push")
 """Each is a module of `splore.commands`, imported when it is asked for."""
 
 USAGE = """\
@@ -27,6 +27,7 @@ splore learns every weight of a network as a low-rank plus a sparse matrix, W = 
   splore compile FILE [--image C,H,W] -o NET.splore           a program that the engine runs, without PyTorch
   splore bench FILE [--batch N ...] [--threads N]             its latency, throughput and memory, and other runtimes'
   splore export FILE --to TARGET [-o FILE]                    for onnx, openvino, pt2, dense, executorch or engine
+  splore push RUN_OR_FILE USER/NAME                           to the Hugging Face Hub, with a model card
 
 splore COMMAND --help explains each; splore --version tells the version. Exit codes: 0 done, 1 something went wrong,
 2 asked wrongly, 130 interrupted; with SPLORE_DEBUG=1 in the environment every error comes with its traceback."""

@@ -88,7 +88,14 @@ def _in_two_convolutions(layer: LowRankSparseConv2d) -> nn.Sequential:
 
 
 def _pays(layer: LowRankSparse) -> bool:
-    """Whether a layer is low-rank only, and A and B together are smaller than the weight."""
+    """Whether a layer is low-rank only, and A and B together are smaller than the weight.
+
+    Groups share B, so A would have to be grouped; a layer with a forward of its own keeps it.
+    """
+    if getattr(layer, "groups", 1) != 1 or layer.shell is not None:
+        return False
+    if not isinstance(layer, LowRankSparseConv2d | LowRankSparseLinear):
+        return False
     empty = layer.S is None or not torch.count_nonzero(layer.S)
     return bool(empty and layer.rank and sum(part.numel() for part in layer.factors) < layer.low_rank.numel())
 

@@ -17,7 +17,6 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -30,6 +29,7 @@ from torch.overrides import TorchFunctionMode
 
 from splore.files import json_object, sha256, write_whole
 from splore.modelfile.coded import decode
+from splore.modelfile.hub import located
 from splore.modelfile.state import check_network, restore, to_tensors
 from splore.modelfile.structure import ModelFileError, Structure, from_json, join, to_json
 from splore.modelfile.values import Values, values_of
@@ -86,7 +86,8 @@ def load(path: str | os.PathLike, model: nn.Module | None = None, dense_bytes: i
     One that `quantize` made has its `activation_ranges` again.
 
     Args:
-        path: the file.
+        path: the file; or "user/name" or "user/name@revision" for a repository of the Hugging Face Hub, see
+            `splore.modelfile.hub`.
         model: a fresh dense network of the same architecture. Its layers are replaced in place by decomposed ones,
             its tensors are set, on its device and in the file's dtypes, and it is what is returned (unless it is
             itself the one layer to replace). None: the net is built, if it came from the zoo, torchvision or timm.
@@ -166,8 +167,9 @@ def _origin(model: nn.Module) -> dict | None:
 
 def _read(path: str | os.PathLike) -> tuple[Structure, dict[str, Tensor]]:
     """The structure and the tensors of a file whose digest is right; the tensors are views of the file."""
-    if not Path(path).is_file():
-        found = "something that is not a file" if Path(path).exists() else "nothing"
+    path = located(path)
+    if not path.is_file():
+        found = "something that is not a file" if path.exists() else "nothing"
         raise ModelFileError(f"expected a model file at {str(path)!r}, found {found}: check the path")
     try:
         with safe_open(path, "pt") as file:
