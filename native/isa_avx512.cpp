@@ -11,4 +11,5 @@
   _mm512_maskz_permutex2var_ps(SPLORE_INSIDE(index), _mm512_loadu_ps((from) + (start)),               \
                                _mm512_sub_epi32(_mm512_loadu_si512(index), _mm512_set1_epi32(start)), \
                                _mm512_loadu_ps((from) + (start) + 16))
+#define SPLORE_SQRT(x) _mm512_sqrt_ps(__m512(x))
 #include "kernel_table.h"

@@ -15,24 +15,41 @@ SPLORE_INLINE void map_with(const MapArgs& args, F f) {
   }
 }
 
-void map(const MapArgs& args) {
+template <class F>
+SPLORE_INLINE void map_two(const MapArgs& args, F f) {
   const float* a = args.a;
   const float* b = args.b;
+  if (args.b_step) return map_with(args, [=](ptrdiff_t i) { return f(load(a + i), load(b + i)); });
+  const Vec second = load(b);
+  map_with(args, [=](ptrdiff_t i) { return f(load(a + i), second); });
+}
+
+SPLORE_INLINE Vec leaky(Vec x, float slope) { return x < 0.0f ? x * slope : x; }
+
+void map(const MapArgs& args) {
+  const float* a = args.a;
+  const float scale = args.scale, shift = args.shift;
   switch (args.kind) {
     case kMapCopy:
       return map_with(args, [=](ptrdiff_t i) { return load(a + i); });
-    case kMapAdd:
-      return map_with(args, [=](ptrdiff_t i) { return load(a + i) + load(b + i); });
-    case kMapMul:
-      return map_with(args, [=](ptrdiff_t i) { return load(a + i) * load(b + i); });
-    case kMapMulChannel: {
-      const Vec factor = load(b);
-      return map_with(args, [=](ptrdiff_t i) { return load(a + i) * factor; });
-    }
-    case kMapAffine: {
-      const float scale = args.scale, shift = args.shift;
+    case kMapAffine:
       return map_with(args, [=](ptrdiff_t i) { return load(a + i) * scale + shift; });
-    }
+    case kMapLeaky:
+      return map_with(args, [=](ptrdiff_t i) { return leaky(load(a + i), scale); });
+    case kMapClamp:
+      return map_with(args, [=](ptrdiff_t i) { return at_most(at_least(load(a + i), scale), shift); });
+    case kMapAdd:
+      return map_two(args, [](Vec x, Vec y) { return x + y; });
+    case kMapSub:
+      return map_two(args, [](Vec x, Vec y) { return x - y; });
+    case kMapMul:
+      return map_two(args, [](Vec x, Vec y) { return x * y; });
+    case kMapDiv:
+      return map_two(args, [](Vec x, Vec y) { return x / y; });
+    case kMapMax:
+      return map_two(args, [](Vec x, Vec y) { return larger(x, y); });
+    case kMapMin:
+      return map_two(args, [](Vec x, Vec y) { return -larger(-x, -y); });
   }
 }
 

@@ -2,6 +2,7 @@
 // SPLORE_LANES, SPLORE_REGISTERS (vector registers) and SPLORE_TABLE (the function that gives the table).
 #include "kernel_conv.h"
 #include "kernel_map.h"
+#include "kernel_tensor.h"
 
 namespace splore {
 
@@ -23,6 +24,9 @@ const Kernels* SPLORE_TABLE() {
                                 pool,
                                 halve,
                                 pool_row,
+                                normalize,
+                                softmax,
+                                product,
                                 interleave,
                                 deinterleave};
   return &table;

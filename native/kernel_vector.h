@@ -93,6 +93,25 @@ SPLORE_INLINE Vec error_function(Vec x) {
   return x < 0.0f ? -y : y;
 }
 
+SPLORE_INLINE Vec square_root(Vec x) {
+#ifdef SPLORE_SQRT
+  return Vec(SPLORE_SQRT(x));
+#else
+  Vec y;
+  for (int l = 0; l < L; l++) y[l] = __builtin_sqrtf(x[l]);
+  return y;
+#endif
+}
+
+SPLORE_INLINE Vec hyperbolic_tangent(Vec x) { return 1.0f - 2.0f / (1.0f + exponential(x * 2.0f)); }
+
+// x tanh(log(1 + e^x)), with the tangent as a fraction of powers of e^x.
+SPLORE_INLINE Vec mish(Vec x) {
+  const Vec power = exponential(at_most(x, 20.0f));
+  const Vec square = power * (power + 2.0f);
+  return x * (square / (square + 2.0f));
+}
+
 __attribute__((noinline)) Vec activated_slowly(Vec x, int act) {
   switch (act) {
     case SPLORE_RELU6:
@@ -107,6 +126,22 @@ __attribute__((noinline)) Vec activated_slowly(Vec x, int act) {
       return at_most(at_least(x + 3.0f, 0.0f), 6.0f) * (1.0f / 6);
     case SPLORE_GELU:
       return x * 0.5f * (1.0f + error_function(x * 0.70710678f));
+    case SPLORE_GELU_TANH:
+      return x * 0.5f * (1.0f + hyperbolic_tangent((x + x * x * x * 0.044715f) * 0.797884561f));
+    case SPLORE_TANH:
+      return hyperbolic_tangent(x);
+    case SPLORE_EXP:
+      return exponential(x);
+    case SPLORE_SQRT:
+      return square_root(x);
+    case SPLORE_RECIPROCAL:
+      return 1.0f / x;
+    case SPLORE_ABS:
+      return x < 0.0f ? -x : x;
+    case SPLORE_ELU:
+      return x > 0.0f ? x : exponential(x) - 1.0f;
+    case SPLORE_MISH:
+      return mish(x);
     default:
       return x;
   }

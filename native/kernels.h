@@ -145,13 +145,15 @@ constexpr bool vectors_only(int rows, int columns) {
   return rows == 1 && (columns == 3 || columns == 5 || columns == 6 || columns == 12);
 }
 
-enum MapKind { kMapCopy, kMapAdd, kMapMul, kMapMulChannel, kMapAffine };
+enum MapKind { kMapCopy, kMapAffine, kMapLeaky, kMapClamp, kMapAdd, kMapSub, kMapMul, kMapDiv, kMapMax, kMapMin };
 
-// act(a), act(a + b), act(a * b), act(a * scale + shift) over `vectors` neighbouring vectors.
+// act(a), act(a * scale + shift), a or a * scale below 0, a from scale to shift, act(f(a, b)) over `vectors` neighbouring
+// vectors.
 struct MapArgs {
   int32_t kind, act;
   const float* a;
-  const float* b;  // one vector for kMapMulChannel
+  const float* b;
+  ptrdiff_t b_step;  // floats between vectors of b; 0 for one that counts for all
   float scale, shift;
   float* out;
   const int32_t* mask;  // or null
@@ -191,6 +193,30 @@ struct PoolRowArgs {
   float row_scale;
 };
 
+// What a normalisation or a softmax takes together.
+struct ReduceArgs {
+  int64_t channels, rows, columns;  // columns are vectors
+  ptrdiff_t plane, row, out_plane, out_row;
+  const float* scale;
+  const float* shift;
+  float eps;
+  const int32_t* mask;  // of the one vector, or null
+};
+
+// out[i][p] = scale sum over k of b[i][k] x[k][p].
+struct ProductArgs {
+  bool images;  // b holds a vector of images for each number
+  int64_t n, k;
+  const float* x;
+  ptrdiff_t x_plane;
+  const float* b;
+  ptrdiff_t b_n, b_k;
+  float* out;
+  ptrdiff_t out_plane;
+  ptrdiff_t lanes;  // neighbouring floats of a row of the output
+  float scale;
+};
+
 constexpr int kChains = 10;  // sums that don't wait for each other: more than multiply-adds are under way at once
 
 struct Kernels {
@@ -204,6 +230,9 @@ struct Kernels {
   void (*pool)(const PoolArgs&);
   void (*halve)(const HalveArgs&);
   void (*pool_row)(const PoolRowArgs&);
+  void (*normalize)(const ReduceArgs&, const float* x, float* out);
+  void (*softmax)(const ReduceArgs&, const float* x, float* out);
+  void (*product)(const ProductArgs&);
   // [images][pixels] with a pitch between images <-> [pixels][lanes]; lanes beyond `images` become 0.
   void (*interleave)(const float* x, ptrdiff_t pitch, int images, float* out, ptrdiff_t pixels);
   void (*deinterleave)(const float* x, float* out, ptrdiff_t pitch, int images, ptrdiff_t pixels);

@@ -77,8 +77,9 @@ class Analyser {
     for (const Op& op : ops_)
       for (int value : op.inputs) found_.values[size_t(value)].readers++;
     for (size_t i = 0; i < ops_.size(); i++) {
+      if (layout_.planar || ops_[i].kind != SPLORE_MAX_POOL) continue;
       const size_t x = size_t(ops_[i].inputs[0]);
-      if (layout_.planar || !x || !is_conv(ops_[x - 1]) || found_.values[x].readers > 1 || !halves(ops_[i], shapes_[x])) continue;
+      if (!x || !is_conv(ops_[x - 1]) || found_.values[x].readers > 1 || !halves(ops_[i], shapes_[x])) continue;
       found_.ops[x - 1].pool = int(i);
       found_.ops[i].by_maker = true;
     }
@@ -86,8 +87,9 @@ class Analyser {
 
   void fuse_second_outputs() {
     for (size_t i = 0; i < ops_.size(); i++) {
+      if (!is_conv(ops_[i]) || !ops_[i].scale) continue;
       const int maker = ops_[i].inputs[0] - 1;
-      if (!is_conv(ops_[i]) || !ops_[i].scale || maker < 0 || !is_conv(ops_[size_t(maker)])) continue;
+      if (maker < 0 || !is_conv(ops_[size_t(maker)])) continue;
       OpPlan& writer = found_.ops[size_t(maker)];
       if (writer.second_for >= 0) continue;
       writer.second_for = int(i);
@@ -168,7 +170,7 @@ Storages allocate(const Program& program, const Analysis& found, Layout& layout,
     const Op& op = ops[i];
     const OpPlan& plan = found.ops[i];
     OpStorage& at = all[i];
-    at.x = values[size_t(op.inputs[0])];
+    if (!op.inputs.empty()) at.x = values[size_t(op.inputs[0])];
     if (op.inputs.size() > 1) at.other = values[size_t(op.inputs[1])];
     if (plan.by_maker) {
       values.push_back(all[size_t(op.inputs[0]) - 1].pooled);
@@ -232,7 +234,7 @@ class Emitter {
       case SPLORE_ADD:
         return map(index, {kMapAdd, op.act, at.x, at.other}, *at.map);
       case SPLORE_MUL:
-        return map(index, {at.other->shape == at.x->shape ? kMapMul : kMapMulChannel, op.act, at.x, at.other}, *at.map);
+        return map(index, {kMapMul, op.act, at.x, at.other}, *at.map);
       case SPLORE_ACTIVATE:
         return map(index, {kMapCopy, op.act, at.x}, *at.map);
       case SPLORE_AFFINE:
@@ -241,6 +243,8 @@ class Emitter {
         return concat(i);
       case SPLORE_FLATTEN:
         return add(flatten_step(index, layout_, kernels_, *at.x, *at.map));
+      default:
+        return add(tensor_step(index, op, layout_, kernels_, {at.x, at.other, at.map}));
     }
   }
 

@@ -46,7 +46,9 @@ namespace {
 class MapStep : public Step {
  public:
   MapStep(int index, const MapRequest& request, const Layout& layout, const Kernels& kernels, const Storage& out)
-      : Step(index, &out), request_(request), layout_(layout), kernels_(kernels) {}
+      : Step(index, &out), request_(request), layout_(layout), kernels_(kernels) {
+    elementwise_ = request.b && request.b->shape.h == request.a->shape.h && request.b->shape.w == request.a->shape.w;
+  }
 
   int64_t tasks() const override { return request_.a->shape.c; }
   std::string kernel() const override { return request_.kind == kMapCopy ? "copy" : "map"; }
@@ -57,8 +59,11 @@ class MapStep : public Step {
     args.kind = request_.kind, args.act = int32_t(request_.act);
     args.a = a.pixels(run.arena) + c * a.plane;
     args.out = out->pixels(run.arena) + (request_.channel + c) * out->plane;
-    if (request_.b) args.b = request_.b->pixels(run.arena) + c * request_.b->plane;
-    if (request_.scale) args.scale = request_.scale[c], args.shift = request_.shift[c];
+    if (request_.b) args.b = request_.b->pixels(run.arena) + (request_.b->shape.c == 1 ? 0 : c * request_.b->plane);
+    args.b_step = elementwise_ ? layout_.lanes : 0;
+    if (request_.scale) args.scale = request_.scale[c];
+    if (request_.shift) args.shift = request_.shift[c];
+    if (request_.limits) args.scale = request_.limits[0], args.shift = request_.limits[1];
     if (layout_.planar)
       flattened(args, run);
     else
@@ -68,35 +73,51 @@ class MapStep : public Step {
  private:
   void by_rows(MapArgs args) const {
     const Storage& a = *request_.a;
-    const bool elementwise = request_.b && request_.kind != kMapMulChannel;
-    const ptrdiff_t b_row = elementwise ? request_.b->row : 0;
+    const ptrdiff_t b_row = elementwise_ ? request_.b->row : 0;
     args.vectors = a.shape.w;
     int64_t rows = a.shape.h;
-    if (a.row == a.shape.w * a.column && out->row == a.row && (!elementwise || b_row == a.row)) args.vectors *= rows, rows = 1;
+    if (a.row == a.shape.w * a.column && out->row == a.row && (!elementwise_ || b_row == a.row)) args.vectors *= rows, rows = 1;
     for (int64_t y = 0; y < rows; y++) {
       kernels_.map(args);
       args.a += a.row, args.out += out->row;
-      if (elementwise) args.b += b_row;
+      args.b += b_row;
     }
   }
 
   void flattened(MapArgs args, const Run& run) const {
     const Storage& a = *request_.a;
     args.vectors = a.vectors, args.mask = a.mask;
-    if (args.kind == kMapMulChannel) {  // each image has its factor
-      const float* factors = args.b;
-      const ptrdiff_t step = request_.b->image;
+    float spread[kMostLanes];
+    if (request_.b && !elementwise_ && layout_.images == 1) {
+      std::fill(spread, spread + layout_.lanes, *args.b);
+      args.b = spread;
+    } else if (request_.b && !elementwise_) {  // each image has its number
       for (int i = 0; i < run.images; i++)
         for (int64_t y = 0; y < a.shape.h; y++) {
           const ptrdiff_t at = i * a.image + y * a.row;
-          for (int64_t x = 0; x < a.shape.w; x++) args.out[at + x] = args.a[at + x] * factors[i * step];
+          combine(args.kind, args.a + at, args.b[i * request_.b->image], args.out + at, a.shape.w);
         }
       args.kind = kMapCopy, args.a = args.out;
     }
     kernels_.map(args);
   }
 
+  static void combine(int kind, const float* x, float b, float* y, int64_t count) {
+    for (int64_t i = 0; i < count; i++) {
+      const float a = x[i];
+      const bool other = kind == kMapMax ? b > a || b != b : kind == kMapMin && (b < a || b != b);
+      y[i] = kind == kMapAdd   ? a + b
+             : kind == kMapSub ? a - b
+             : kind == kMapMul ? a * b
+             : kind == kMapDiv ? a / b
+                               : (other ? b : a);
+    }
+  }
+
+  static constexpr int kMostLanes = 16;
+
   const MapRequest request_;
+  bool elementwise_ = false;  // b has a number for each of a's pixels
   const Layout& layout_;
   const Kernels& kernels_;
 };

@@ -4,12 +4,14 @@
 #include <limits>
 #include <map>
 
+#include "program_check.h"
+
 namespace splore {
 namespace {
 
 class Checker {
  public:
-  explicit Checker(const splore_program& raw) : raw_(raw) {}
+  explicit Checker(const splore_program& raw) : raw_(raw), arrays_(raw) {}
 
   Program check() {
     expect(raw_.size == sizeof raw_ && raw_.op_words == SPLORE_OP_WORDS && raw_.array_size == sizeof(splore_array),
@@ -29,36 +31,16 @@ class Checker {
   }
 
  private:
-  static void expect(bool right, const char* what) {
-    if (!right) throw Error(what);
-  }
-
-  static Shape sized(Shape s) {
-    expect(s.c >= 1 && s.h >= 1 && s.w >= 1 && s.c <= kMaxElements && s.h <= kMaxElements && s.w <= kMaxElements &&
-               s.h <= kMaxElements / s.c && s.w <= kMaxElements / (s.c * s.h),
-           "a value has no elements or too many");
-    return s;
-  }
-
-  template <class T>
-  const T* array(int64_t index, int64_t count, int64_t type) const {
-    expect(index >= 0 && index < raw_.array_count, "an array is missing");
-    const splore_array& a = raw_.arrays[index];
-    expect(a.type == type, "an array has the wrong type");
-    expect(a.count == count, "an array has the wrong number of elements");
-    expect(a.data != nullptr || count == 0, "an array has no data");
-    expect(reinterpret_cast<uintptr_t>(a.data) % alignof(T) == 0, "an array is not aligned to its elements");
-    return static_cast<const T*>(a.data);
-  }
-  const float* floats(int64_t index, int64_t count) const { return array<float>(index, count, SPLORE_FLOAT32); }
+  const float* floats(int64_t index, int64_t count) const { return arrays_.floats(index, count); }
 
   void add(const int64_t* word, int64_t index) {
     Op op;
     op.kind = word[SPLORE_KIND];
     op.act = word[SPLORE_ACT];
-    expect(op.act >= SPLORE_NONE && op.act <= SPLORE_GELU, "no such activation");
+    expect(op.act >= SPLORE_NONE && op.act <= SPLORE_MISH, "no such activation");
     const int64_t begin = word[SPLORE_INPUTS_BEGIN], count = word[SPLORE_INPUTS_COUNT];
-    expect(begin >= 0 && count >= 1 && begin <= raw_.input_count && count <= raw_.input_count - begin,
+    expect(begin >= 0 && count >= (op.kind == SPLORE_CONSTANT ? 0 : 1) && begin <= raw_.input_count &&
+               count <= raw_.input_count - begin,
            "its inputs lie outside of the list of inputs");
     for (int64_t i = 0; i < count; i++) {
       const int64_t value = raw_.inputs[begin + i];
@@ -71,6 +53,11 @@ class Checker {
   }
 
   Shape shape_of(Op& op, const int64_t* word) {
+    if (op.kind >= SPLORE_REORDER) {
+      std::vector<Shape> inputs;
+      for (int value : op.inputs) inputs.push_back(program_.shapes[size_t(value)]);
+      return check_tensor_op(op, word, inputs, arrays_);
+    }
     const Shape x = program_.shapes[size_t(op.inputs[0])];
     const auto count = op.inputs.size();
     switch (op.kind) {
@@ -172,13 +159,12 @@ class Checker {
 
   void sparse(Weight& weight, const int64_t* word) {
     const int64_t at = word[SPLORE_VALUES];
-    expect(at >= 0 && at < raw_.array_count, "an array is missing");
-    const int64_t z = raw_.arrays[at].count;
+    const int64_t z = arrays_.count(at);
     expect(z >= 0 && z <= std::numeric_limits<int32_t>::max(), "a sparse part has too many entries");
     weight.nonzeros = z;
     weight.values = floats(at, z);
-    weight.columns = array<uint32_t>(word[SPLORE_COLUMNS], z, SPLORE_UINT32);
-    weight.rows = array<uint32_t>(word[SPLORE_ROWS], weight.n + 1, SPLORE_UINT32);
+    weight.columns = arrays_.places(word[SPLORE_COLUMNS], z);
+    weight.rows = arrays_.places(word[SPLORE_ROWS], weight.n + 1);
     expect(weight.rows[0] == 0 && weight.rows[weight.n] == z, "the rows of a sparse part don't end at its entries");
     for (int64_t i = 0; i < weight.n; i++) {
       const uint32_t begin = weight.rows[i], end = weight.rows[i + 1];
@@ -190,6 +176,7 @@ class Checker {
   }
 
   const splore_program& raw_;
+  const Arrays arrays_;
   Program program_;
 };
 

@@ -43,6 +43,15 @@ struct Weight {
   const uint32_t* rows = nullptr;
 };
 
+// `size` steps, each `stride` places on along an axis of a value: 0 for channels, 1 for rows, 2 for columns.
+struct Factor {
+  int axis;
+  int64_t size, stride;
+};
+
+// A dimension that counts through its factors, the last one fastest.
+using Factors = std::vector<Factor>;
+
 struct Op {
   int64_t kind;
   int64_t act;
@@ -54,6 +63,12 @@ struct Op {
   const float* bias = nullptr;
   const float* scale = nullptr;  // of an affine operation, or of the relu(scale x + shift) before a convolution
   const float* shift = nullptr;
+  // Of the operations on tensors; see splore.h.
+  int64_t fn = 0;
+  const float* numbers = nullptr;  // SPLORE_VALUES
+  const uint32_t* places = nullptr;  // SPLORE_COLUMNS, of a resampling
+  Factors channels, rows, columns;  // of a reordering
+  int64_t offset[3] = {0, 0, 0};
 };
 
 struct Program {

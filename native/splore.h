@@ -31,7 +31,7 @@
 extern "C" {
 #endif
 
-#define SPLORE_ABI 3 /* splore_abi() of a library that fits this header */
+#define SPLORE_ABI 4 /* splore_abi() of a library that fits this header */
 
 /* An array of the program. It must stay in place, unchanged, as long as the engine lives: every plan reads it. */
 typedef struct splore_array {
@@ -62,16 +62,19 @@ enum {
   SPLORE_DILATION_W,
   SPLORE_GROUPS,
   SPLORE_COUNT_PAD, /* an average pool counts the padded zeros */
+  SPLORE_FN,        /* one of SPLORE_FN_ADD.. */
   SPLORE_RANK,      /* r, 0 where there is no low-rank part */
+  SPLORE_SIZE_H,    /* of what a resampling or a constant gives */
+  SPLORE_SIZE_W,
   /* indices into the arrays, -1 for none */
   SPLORE_BIAS,    /* (n) */
   SPLORE_DENSE,   /* (n, k), k = (c / groups) kh kw */
   SPLORE_A,       /* (n, r) */
   SPLORE_B,       /* (r, k) */
-  SPLORE_VALUES,  /* (z) */
-  SPLORE_COLUMNS, /* (z), uint32, rising within a row */
+  SPLORE_VALUES,  /* (z); or the numbers of another operation: see its kind */
+  SPLORE_COLUMNS, /* (z), uint32, rising within a row; or the whole numbers of another operation */
   SPLORE_ROWS,    /* (n + 1), uint32 */
-  SPLORE_SCALE,   /* (c): of an affine operation, or of what comes before a convolution: relu(scale x + shift) */
+  SPLORE_SCALE,   /* (c): of an affine operation, a normalisation, or what comes before a convolution: relu(scale x + shift) */
   SPLORE_SHIFT,   /* (c) */
   SPLORE_OP_WORDS
 };
@@ -85,8 +88,25 @@ enum {
   SPLORE_ACTIVATE,
   SPLORE_AFFINE,
   SPLORE_CONCAT,
-  SPLORE_FLATTEN
+  SPLORE_FLATTEN,
+  /* See src/splore/engine/tensor_ops.py for what these compute. */
+  SPLORE_REORDER,    /* COLUMNS: the offset's three places, the numbers of factors of the channels, the height and the width,
+                        then axis, size and stride of each factor */
+  SPLORE_RESAMPLE, /* COLUMNS and VALUES: index and weight of the rows (SIZE_H, KERNEL_H), then of the columns (SIZE_W, KERNEL_W)
+                    */
+  SPLORE_CONSTANT, /* no inputs; VALUES: (OUTPUTS, SIZE_H, SIZE_W) */
+  SPLORE_COMBINE, /* FN */
+  SPLORE_LEAKY, /* SCALE: the slopes (c) */
+  SPLORE_CLAMP, /* VALUES: low and high */
+  SPLORE_NORM_PIXEL, /* GROUPS, SCALE, SHIFT; VALUES: eps */
+  SPLORE_NORM_GROUP,
+  SPLORE_SOFTMAX, /* GROUPS */
+  SPLORE_MATMUL, /* GROUPS; VALUES: the scale */
+  SPLORE_MATMUL_TRANSPOSED
 };
+
+/* The function of a combination. */
+enum { SPLORE_FN_ADD, SPLORE_FN_SUB, SPLORE_FN_MUL, SPLORE_FN_DIV, SPLORE_FN_MAX, SPLORE_FN_MIN };
 
 enum {
   SPLORE_NONE,
@@ -96,14 +116,22 @@ enum {
   SPLORE_SIGMOID,
   SPLORE_HARDSWISH,
   SPLORE_HARDSIGMOID,
-  SPLORE_GELU /* the exact one, with erf */
+  SPLORE_GELU, /* the exact one, with erf */
+  SPLORE_GELU_TANH,
+  SPLORE_TANH,
+  SPLORE_EXP,
+  SPLORE_SQRT,
+  SPLORE_RECIPROCAL,
+  SPLORE_ABS,
+  SPLORE_ELU,
+  SPLORE_MISH
 };
 
 typedef struct splore_program {
-  int64_t size;       /* sizeof(splore_program) */
-  int64_t op_words;   /* SPLORE_OP_WORDS */
+  int64_t size; /* sizeof(splore_program) */
+  int64_t op_words; /* SPLORE_OP_WORDS */
   int64_t array_size; /* sizeof(splore_array) */
-  int64_t input[3];   /* C, H, W */
+  int64_t input[3]; /* C, H, W */
   int64_t op_count;
   const int64_t* ops; /* op_count * SPLORE_OP_WORDS */
   int64_t input_count;
@@ -121,14 +149,14 @@ SPLORE_API int splore_abi(void);
 SPLORE_API const char* splore_version(void);
 
 typedef struct splore_options {
-  int64_t size;          /* sizeof(splore_options) */
-  const char* isa;       /* "avx512", "avx2", "generic", or NULL or "" for the best of this machine */
-  int64_t threads;       /* that work on a run: 1 to 1024 */
+  int64_t size; /* sizeof(splore_options) */
+  const char* isa; /* "avx512", "avx2", "generic", or NULL or "" for the best of this machine */
+  int64_t threads; /* that work on a run: 1 to 1024 */
   int64_t deterministic; /* not 0: an image's result is the same to the bit, whatever the batch, the timing and the engine, on
                             machines of one instruction set; slower, and planned without timing */
-  int64_t plan_bytes;    /* of packed weights that all plans may hold together: beyond it no new kernels are packed, and other
-                            batch sizes run by the plans there are; 0 for 256 MiB, or four times the program's arrays */
-  int64_t image_bytes;   /* that one image of a program file may take to run; 0 for 256 MiB */
+  int64_t plan_bytes; /* of packed weights that all plans may hold together: beyond it no new kernels are packed, and other
+                         batch sizes run by the plans there are; 0 for 256 MiB, or four times the program's arrays */
+  int64_t image_bytes; /* that one image of a program file may take to run; 0 for 256 MiB */
   int64_t replan; /* not 0: splore_open plans anew, by timing, the sizes whose plans in the file are not for this machine */
 } splore_options;
 

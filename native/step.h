@@ -51,7 +51,20 @@ std::unique_ptr<Step> pool_step(int index, const Op& op, const Layout& layout, c
 std::unique_ptr<Step> flatten_step(int index, const Layout& layout, const Kernels& kernels, const Storage& in,
                                    const Storage& out);
 
-// act(f(a, b)): see MapKind. A value may be written to channels from `channel` on of a larger one, for concat.
+// Of an operation on tensors, SPLORE_REORDER or a later kind: its inputs, null where it has none, and its output.
+struct TensorValues {
+  const Storage* x;
+  const Storage* other;
+  const Storage* out;
+};
+std::unique_ptr<Step> tensor_step(int index, const Op& op, const Layout& layout, const Kernels& kernels,
+                                  const TensorValues& values);
+// Of these, a normalisation or a softmax.
+std::unique_ptr<Step> reduce_step(int index, const Op& op, const Layout& layout, const Kernels& kernels, const Storage& in,
+                                  const Storage& out);
+
+// act(f(a, b)): see MapKind. A value may be written to channels from `channel` on of a larger one, for concat. `b` counts for
+// every channel of a where it has one, and for every pixel where it has one.
 struct MapRequest {
   MapKind kind;
   int64_t act;
@@ -60,6 +73,7 @@ struct MapRequest {
   const float* scale = nullptr;
   const float* shift = nullptr;
   int64_t channel = 0;
+  const float* limits = nullptr;  // of kMapClamp
 };
 std::unique_ptr<Step> map_step(int index, const MapRequest& request, const Layout& layout, const Kernels& kernels,
                                const Storage& out);

@@ -184,7 +184,7 @@ def check(path: Path, run: Callable[[Program, np.ndarray], np.ndarray]) -> str:
 
 def _padded(program: Program, index: int) -> int:
     op = program.ops[index]
-    c, height, width = program.shapes[op.inputs[0]]
+    c, height, width = program.shapes[op.inputs[0] if op.inputs else index + 1]
     top, left, bottom, right = getattr(op, "pad", (0, 0, 0, 0))
     window = int(np.prod(getattr(op, "kernel", (1,)))) * int(np.prod(program.shapes[index + 1][1:]))
     return c * ((height + top + bottom) * (width + left + right) + window)

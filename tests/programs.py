@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+from tensor_programs import random_tensor_op
 
 from splore.engine.program import (
     Act,
@@ -24,8 +25,12 @@ from splore.engine.program import (
 SIDES = (1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 16, 21, 28)  # of the first map
 
 
+WILD = (Act.EXP, Act.SQRT, Act.RECIPROCAL)  # one after another they leave every range
+ACTS = [act for act in Act if act not in WILD]
+
+
 def random_act(rng: np.random.Generator) -> Act:
-    return list(Act)[rng.integers(len(Act))]
+    return ACTS[rng.integers(len(ACTS))]
 
 
 def floats(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -98,7 +103,10 @@ def random_op(rng: np.random.Generator, name: str, shapes: list[Shape]) -> Op:
     shape = shapes[x]
     same = [index for index, other in enumerate(shapes) if other == shape]
     vectors = [index for index, other in enumerate(shapes) if other == (shape[0], 1, 1)]
-    kind = rng.choice(["conv", "conv", "conv", "conv", "pool", "add", "mul", "activate", "affine", "concat", "flatten"])
+    kinds = ["conv"] * 4 + ["tensor"] * 3 + ["pool", "add", "mul", "activate", "affine", "concat", "flatten"]
+    kind = rng.choice(kinds)
+    if kind == "tensor":
+        return random_tensor_op(rng, name, x, shapes)
     if kind == "pool":
         kernel = (
             tuple(int(rng.integers(1, min(side, 4) + 1)) for side in shape[1:]) if rng.random() < 0.7 else shape[1:]

@@ -119,7 +119,8 @@ def test_the_table_counts_multiply_adds(isa, kernel):
         assert row["macs"] == entries * 64 * row["images"]
 
 
-@pytest.mark.parametrize("act", list(Act))
+# A root is no number below zero, and the twin multiplies that by what is not stored too: see `test_native_nan`.
+@pytest.mark.parametrize("act", [act for act in Act if act is not Act.SQRT])
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_activation(act, isa):
     expect_equal(conv_program(4, 5, 6, (7, 6), 3, 0.5, 0, act=act), 2, isa=isa)

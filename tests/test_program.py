@@ -22,6 +22,14 @@ TORCH_ACTS = {
     Act.HARDSWISH: F.hardswish,
     Act.HARDSIGMOID: F.hardsigmoid,
     Act.GELU: F.gelu,
+    Act.GELU_TANH: lambda x: F.gelu(x, approximate="tanh"),
+    Act.TANH: torch.tanh,
+    Act.EXP: torch.exp,
+    Act.SQRT: torch.sqrt,
+    Act.RECIPROCAL: torch.reciprocal,
+    Act.ABS: torch.abs,
+    Act.ELU: F.elu,
+    Act.MISH: F.mish,
 }
 
 

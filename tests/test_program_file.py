@@ -65,7 +65,7 @@ def write(path, structure, tensors):
         (lambda s, t: s["ops"][0].update(stride=[1, True]), "expected a (list|whole number)"),
         (lambda s, t: s["ops"][0].update(stride=[1, 1.0]), "expected a (list|whole number)"),
         (lambda s, t: s["ops"][0].update(groups=10**400), "groups must divide"),
-        (lambda s, t: s["ops"][0].update(act="tanh"), "tanh"),
+        (lambda s, t: s["ops"][0].update(act="tangent"), "tangent"),
         (lambda s, t: s["ops"][0].update(name="\ud800"), "printable"),
         (lambda s, t: s.update(flat_input=1), "expected true or false"),
         (lambda s, t: s.update(ops={}), "expected a list"),

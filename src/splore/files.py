@@ -11,7 +11,14 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_JSON_NAMES = {bool: "true or false", int: "a whole number", str: "a text", list: "a list", dict: "a JSON object"}
+_JSON_NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    str: "a text",
+    list: "a list",
+    dict: "a JSON object",
+    float: "a number",
+}
 
 
 def write_whole(path: str | os.PathLike[str], what: str, *parts: bytes | memoryview) -> None:

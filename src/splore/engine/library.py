@@ -9,7 +9,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
-ABI = 3
+ABI = 4
 _LIBRARY = "libsplore.dylib" if sys.platform == "darwin" else "libsplore.so"
 
 

@@ -3,6 +3,7 @@
 import math
 
 from splore.engine.program import Conv, Op, Program
+from splore.engine.tensor_ops import Reorder
 
 IMAGE_BYTES = 1 << 28
 """What one image may take unless the caller says otherwise: 256 MiB, some ten times what VGG-16 takes at 224 x 224."""
@@ -51,8 +52,10 @@ def check(program: Program, most: int) -> None:
 
 
 def _table(op: Op, program: Program, index: int) -> int:
-    """Bytes of the places that a convolution reads, of each column of its weight and of each tap of each output, and of
-    what it gathers for a tile."""
+    """Bytes of the places that a reordering or a convolution reads: of each column of its weight, and of each tap of
+    each output; and of what it gathers for a tile."""
+    if isinstance(op, Reorder):
+        return 2 * FLOAT * sum(program.shapes[index + 1])
     if not isinstance(op, Conv):
         return 0
     taps = math.prod(op.kernel)

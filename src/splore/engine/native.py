@@ -11,34 +11,11 @@ from functools import cached_property
 
 import numpy as np
 
-from splore.engine.library import Array, NativeError, Options, RawProgram, load_library
-from splore.engine.program import (
-    Act,
-    Activate,
-    Add,
-    Affine,
-    Concat,
-    Conv,
-    Flatten,
-    Mul,
-    Op,
-    Pool,
-    Program,
-)
-from splore.engine.weight import Floats, Indices, Scale
+from splore.engine.library import NativeError, Options, load_library
+from splore.engine.program import Program
+from splore.engine.weight import Floats
+from splore.engine.words import raw_program
 from splore.machine import usable_cores
-
-_FLOAT32, _UINT32 = 0, 1
-
-# The words of an operation, in the header's order.
-_WORDS = [
-    "kind", "act", "inputs_begin", "inputs_count", "outputs", "kernel_h", "kernel_w", "stride_h", "stride_w", "pad_top",
-    "pad_left", "pad_bottom", "pad_right", "dilation_h", "dilation_w", "groups", "count_pad", "rank", "bias", "dense",
-    "A", "B", "values", "columns", "rows", "scale", "shift",
-]  # fmt: skip
-_ARRAYS = _WORDS[_WORDS.index("bias") :]
-_CONV, _MAX_POOL, _AVG_POOL, _ADD, _MUL, _ACTIVATE, _AFFINE, _CONCAT, _FLATTEN = range(9)
-_ACTS = (Act.NONE, Act.RELU, Act.RELU6, Act.SILU, Act.SIGMOID, Act.HARDSWISH, Act.HARDSIGMOID, Act.GELU)
 
 
 class NativeProgram:
@@ -58,15 +35,14 @@ class NativeProgram:
         deterministic: bool = False,
         plan_bytes: int = 0,
     ) -> None:
-        self.program = program  # the engine reads its arrays as long as it lives
+        self.program = program
         self._library = load_library()
         self._engine = ctypes.c_void_p()
-        raw, keep = _raw(program)
+        raw, self._read = raw_program(program)  # the engine reads these arrays as long as it lives
         chosen = os.environ.get("SPLORE_ISA", "") if isa is None else isa
         size = ctypes.sizeof(Options)
         options = Options(size, chosen.encode(), threads or usable_cores(), deterministic, plan_bytes, 0, 0)
         self._call("splore_create", ctypes.byref(raw), ctypes.byref(options), ctypes.byref(self._engine))
-        del keep
 
     def plan(self, batch: int) -> None:
         """Chooses the kernels for a batch size by timing them: moments for a small network, seconds for a large one.
@@ -155,68 +131,3 @@ class NativeProgram:
     def __del__(self) -> None:
         if getattr(self, "_engine", None):
             self._library.splore_destroy(self._engine)
-
-
-def _raw(program: Program) -> tuple[RawProgram, list]:
-    """The program as the header wants it, and what must stay alive during the call."""
-    arrays: list[Floats | Indices] = []
-    inputs: list[int] = []
-    words = np.zeros((len(program.ops), len(_WORDS)), np.int64)
-    words[:, [_WORDS.index(name) for name in _ARRAYS]] = -1
-
-    for row, op in zip(words, program.ops, strict=True):
-        for name, value in _words(op).items():
-            if isinstance(value, np.ndarray):
-                arrays.append(value)
-                value = len(arrays) - 1
-            row[_WORDS.index(name)] = value
-        row[_WORDS.index("inputs_begin")], row[_WORDS.index("inputs_count")] = len(inputs), len(op.inputs)
-        inputs.extend(op.inputs)
-
-    raw_arrays = (Array * max(1, len(arrays)))(
-        *(Array(a.ctypes.data, a.size, _FLOAT32 if a.dtype == np.float32 else _UINT32) for a in arrays)
-    )
-    raw_inputs = (ctypes.c_int64 * len(inputs))(*inputs)
-    raw = RawProgram(
-        ctypes.sizeof(RawProgram),
-        len(_WORDS),
-        ctypes.sizeof(Array),
-        (ctypes.c_int64 * 3)(*program.input),
-        len(program.ops),
-        words.ctypes.data_as(ctypes.POINTER(ctypes.c_int64)),
-        len(inputs),
-        ctypes.cast(raw_inputs, ctypes.POINTER(ctypes.c_int64)),
-        len(arrays),
-        ctypes.cast(raw_arrays, ctypes.POINTER(Array)),
-    )
-    return raw, [words, raw_inputs, raw_arrays]
-
-
-def _words(op: Op) -> dict[str, int | Floats | Indices]:
-    """The words of an operation that are not zero, or not absent."""
-    act = _ACTS.index(getattr(op, "act", Act.NONE))
-    if isinstance(op, Conv):
-        window = _window(op.kernel, op.stride, op.pad) | {"dilation_h": op.dilation[0], "dilation_w": op.dilation[1]}
-        parts = {name: getattr(op.weight, name) for name in ("dense", "A", "B", "values", "columns", "rows")}
-        return {
-            "kind": _CONV, "act": act, "outputs": op.bias.size, "groups": op.groups, "bias": op.bias,
-            "rank": 0 if op.weight.A is None else op.weight.A.shape[1],
-            **window, **{name: part for name, part in parts.items() if part is not None}, **_scale(op.pre),
-        }  # fmt: skip
-    if isinstance(op, Pool):
-        window = _window(op.kernel, op.stride, op.pad) | {"dilation_h": 1, "dilation_w": 1}
-        kind = _MAX_POOL if op.mode == "max" else _AVG_POOL
-        return {"kind": kind, "count_pad": int(op.count_include_pad), **window}
-    if isinstance(op, Affine):
-        return {"kind": _AFFINE, "act": act, **_scale(op.factors)}
-    kinds = {Add: _ADD, Mul: _MUL, Activate: _ACTIVATE, Concat: _CONCAT, Flatten: _FLATTEN}
-    return {"kind": kinds[type(op)], "act": act}
-
-
-def _window(kernel: tuple[int, int], stride: tuple[int, int], pad: tuple[int, int, int, int]) -> dict[str, int]:
-    names = ["kernel_h", "kernel_w", "stride_h", "stride_w", "pad_top", "pad_left", "pad_bottom", "pad_right"]
-    return dict(zip(names, (*kernel, *stride, *pad), strict=True))
-
-
-def _scale(factors: Scale | None) -> dict[str, Floats]:
-    return {} if factors is None else {"scale": factors.scale, "shift": factors.shift}

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from splore.engine.program import Conv, Op, Pool, Program, Shape
+from splore.engine.tensor_ops import Combine
 
 
 def of_program(program: Program, heading: str, steps: Iterable[Mapping[str, Any]]) -> str:
@@ -26,7 +27,7 @@ def of_program(program: Program, heading: str, steps: Iterable[Mapping[str, Any]
                 _kind(op),
                 op.name,
                 "x".join(map(str, shape)),
-                _weight(op, program.shapes[op.inputs[0]]),
+                _weight(op, program.shapes[op.inputs[0]] if op.inputs else shape),
                 kernel,
                 *_speed(own),
             )
@@ -68,6 +69,8 @@ def _kind(op: Op) -> str:
         kind = ("pre + " if op.pre is not None else "") + kind + (" + add" if len(op.inputs) == 2 else "")
     elif isinstance(op, Pool):
         kind = f"{op.mode} pool {op.kernel[0]}x{op.kernel[1]}"
+    elif isinstance(op, Combine):
+        kind = op.fn.value
     act = getattr(op, "act", None)
     return kind + (f" + {act.value}" if act is not None and act.value != "none" else "")
 

@@ -9,6 +9,7 @@ A `Program` that exists is valid: its constructor checks every shape, index and 
 operation at fault. The native engine checks all of it once more, for its C interface may be called by others.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splore.engine.integer import Convert, IntWeight, Quant, Table, check_quants
+from splore.engine.tensor_ops import Clamp, Combine, Constant, Leaky, MatMul, Normalize, Reorder, Resample, Softmax
 from splore.engine.values import (
     MAX_NAME,
     MAX_OPS,
@@ -191,7 +193,10 @@ class Flatten:
         return c * height * width, 1, 1
 
 
-Op = Conv | IntConv | Pool | Add | Mul | Activate | Affine | Concat | Flatten | Convert | Table
+Op = (
+    Conv | IntConv | Pool | Add | Mul | Activate | Affine | Concat | Flatten | Convert | Table
+    | Reorder | Resample | Constant | Combine | Leaky | Clamp | Normalize | Softmax | MatMul
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,14 +247,20 @@ class Program:
 
     @property
     def multiply_adds(self) -> int:
-        """Of one image, the convolutions only, of what is stored."""
-        return sum(
+        """Of one image, the convolutions and products only, of what is stored."""
+        convolutions = sum(
             array.size * (shape[1] * shape[2])
             for op, shape in zip(self.ops, self.shapes[1:], strict=True)
             if isinstance(op, Conv)
             for array in op.weight.entries
             if array is not None
         )
+        products = sum(
+            math.prod(shape) * (self.shapes[op.inputs[0]][0] // op.groups)
+            for op, shape in zip(self.ops, self.shapes[1:], strict=True)
+            if isinstance(op, MatMul)
+        )
+        return convolutions + products
 
 
 def arrays(op: Op) -> Iterator[tuple[str, NDArray]]:

@@ -17,6 +17,7 @@ allocates is bounded by the size of the file, and what the program takes to run 
 """
 
 import json
+import math
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -45,6 +46,19 @@ from splore.engine.program import (
     Program,
     arrays,
 )
+from splore.engine.tensor_ops import (
+    Clamp,
+    Combine,
+    Constant,
+    Factor,
+    Fn,
+    Leaky,
+    MatMul,
+    Normalize,
+    Reorder,
+    Resample,
+    Softmax,
+)
 from splore.engine.weight import Scale, Weight
 from splore.files import json_object, numbers, sha256, typed, write_whole
 from splore.task import Task
@@ -55,13 +69,20 @@ PROGRAM, CHECKSUM, TASK, PLANS = "splore.program", "splore.checksum", "splore.ta
 
 KINDS: dict[str, type] = {
     "conv": Conv, "pool": Pool, "add": Add, "mul": Mul, "activate": Activate, "affine": Affine, "concat": Concat,
-    "flatten": Flatten, "int_conv": IntConv, "convert": Convert, "table": Table,
+    "flatten": Flatten, "int_conv": IntConv, "convert": Convert, "table": Table, "reorder": Reorder,
+    "resample": Resample, "constant": Constant, "combine": Combine, "leaky": Leaky, "clamp": Clamp,
+    "normalize": Normalize, "softmax": Softmax, "matmul": MatMul,
 }  # fmt: skip
 WEIGHT, INT_WEIGHT = (tuple(field.name for field in fields(kind)) for kind in (Weight, IntWeight))
 INT_STORED = tuple("gaps" if name == "positions" else name for name in INT_WEIGHT)
-ARRAYS = {
-    Conv: (*WEIGHT, "bias", "pre.scale", "pre.shift"), IntConv: (*INT_STORED, "bias"), Affine: ("scale", "shift"),
+FACTORS = ("scale", "shift")
+OWN: dict[type, tuple[str, ...]] = {  # arrays that are attributes by themselves
+    Resample: ("row_index", "row_weight", "column_index", "column_weight"), Constant: ("data",), Leaky: ("slope",),
     Table: ("table",),
+}  # fmt: skip
+ARRAYS = {
+    Conv: (*WEIGHT, "bias", "pre.scale", "pre.shift"), IntConv: (*INT_STORED, "bias"), Affine: FACTORS,
+    Normalize: FACTORS, **OWN,
 }  # fmt: skip
 TYPES = ("F32", "U32", "I8", "U8")
 
@@ -216,10 +237,10 @@ def _operation(index: int, value: object, tensors: dict[str, NDArray]) -> Op:
         elif kind is IntConv:
             found["bias"] = _present("bias", parts)
             found["weight"] = _int_weight(parts)
-        elif kind is Table:
-            found["table"] = _present("table", parts)
-        elif kind is Affine:
+        elif kind in (Affine, Normalize):
             found["factors"] = Scale(_present("scale", parts), _present("shift", parts))
+        else:
+            found |= {name: _present(name, parts) for name in OWN.get(kind, ())}
         return kind(**found)
     except ValueError as error:
         raise ValueError(f"operation {index}: {error}") from error
@@ -260,9 +281,22 @@ def _ints(value: object, length: int) -> tuple[int, ...]:
     return found
 
 
+def _number(value: object) -> float:
+    found = float(value) if type(value) is int and abs(value) < 1 << 53 else typed(value, float)
+    if not math.isfinite(found):
+        raise ValueError(f"expected a finite number, found {found}")
+    return found
+
+
+def _factors(value: object) -> tuple[Factor, ...]:
+    return tuple(Factor(*_ints(factor, 3)) for factor in typed(value, list))
+
+
 READERS: dict[str, Callable[[Any], Any]] = {
     "name": lambda v: typed(v, str), "inputs": numbers, "kernel": lambda v: _ints(v, 2),
     "stride": lambda v: _ints(v, 2), "pad": lambda v: _ints(v, 4), "dilation": lambda v: _ints(v, 2),
     "groups": lambda v: typed(v, int), "act": lambda v: Act(typed(v, str)), "mode": lambda v: typed(v, str),
-    "count_include_pad": lambda v: typed(v, bool),
+    "count_include_pad": lambda v: typed(v, bool), "channels": _factors, "height": _factors, "width": _factors,
+    "offset": lambda v: _ints(v, 3), "fn": lambda v: Fn(typed(v, str)), "low": _number, "high": _number,
+    "pixelwise": lambda v: typed(v, bool), "eps": _number, "transposed": lambda v: typed(v, bool), "scale": _number,
 }  # fmt: skip

@@ -5,12 +5,14 @@ sparse network. The tests hold the kernels to it, and a machine where the native
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from splore.engine import integer_reference
+from splore.engine import integer_reference, tensor_reference
 from splore.engine.program import Act, Activate, Add, Affine, Concat, Conv, Flatten, Mul, Op, Pair, Pool, Program
+from splore.engine.tensor_ops import Combine, Constant
 from splore.engine.weight import Floats, Scale, Weight
 
 
@@ -21,6 +23,9 @@ def run(program: Program, x: Floats) -> Floats:
     last_use = {value: index for index, op in enumerate(program.ops) for value in op.inputs}
     values = {0: np.ascontiguousarray(x, np.float32)}
     for index, op in enumerate(program.ops):
+        if isinstance(op, Constant):
+            values[index + 1] = np.broadcast_to(op.data, (len(x), *op.data.shape))
+            continue
         inputs = tuple(values[value] for value in op.inputs)
         quants = tuple(program.quants[value] for value in (*op.inputs, index + 1))
         in_bytes = any(quant is not None for quant in quants)
@@ -32,7 +37,7 @@ def run(program: Program, x: Floats) -> Floats:
 
 
 def apply(op: Op, *inputs: Floats) -> Floats:
-    """One operation on its inputs, each (N, C, H, W)."""
+    """One operation on its inputs, at least one, each (N, C, H, W)."""
     x = inputs[0]
     if isinstance(op, Conv):
         y = convolve(op, x)
@@ -51,7 +56,9 @@ def apply(op: Op, *inputs: Floats) -> Floats:
         return np.concatenate(inputs, axis=1)
     if isinstance(op, Flatten):
         return x.reshape(len(x), math.prod(x.shape[1:]), 1, 1)
-    raise TypeError(f"no such operation: {type(op).__name__}")
+    if isinstance(op, Combine):
+        return activate(tensor_reference.COMBINED[op.fn](x, inputs[1]), op.act)
+    return tensor_reference.apply(op, *inputs)
 
 
 def compose(weight: Weight, k: int) -> Floats:
@@ -117,7 +124,20 @@ def activate(x: Floats, act: Act) -> Floats:
         return np.asarray(x * hard if act is Act.HARDSWISH else hard, np.float32)
     if act is Act.GELU:
         return (x * (1 + _erf(x / np.sqrt(np.float32(2)))) / 2) if x.size else x
-    raise TypeError(f"no such activation: {act}")
+    with np.errstate(all="ignore"):
+        return np.asarray(FUNCTIONS[act](x), np.float32)
+
+
+FUNCTIONS: dict[Act, Callable[[Floats], Floats]] = {
+    Act.GELU_TANH: lambda x: x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2,
+    Act.TANH: np.tanh,
+    Act.EXP: np.exp,
+    Act.SQRT: np.sqrt,
+    Act.RECIPROCAL: np.reciprocal,
+    Act.ABS: np.abs,
+    Act.ELU: lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
+    Act.MISH: lambda x: x * np.tanh(np.logaddexp(0, x)),
+}
 
 
 def _windows(

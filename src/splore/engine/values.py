@@ -22,6 +22,14 @@ class Act(str, Enum):
     HARDSWISH = "hardswish"
     HARDSIGMOID = "hardsigmoid"
     GELU = "gelu"  # the exact one, with erf
+    GELU_TANH = "gelu_tanh"  # the approximation by tanh
+    TANH = "tanh"
+    EXP = "exp"
+    SQRT = "sqrt"
+    RECIPROCAL = "reciprocal"
+    ABS = "abs"
+    ELU = "elu"  # x, or e^x - 1 below 0
+    MISH = "mish"  # x tanh(log(1 + e^x))
 
 
 def window_shape(shape: Shape, kernel: Pair, stride: Pair, pad: tuple[int, int, int, int], dilation: Pair) -> Pair:
