@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
-from splore.engine import gaps, memory
+from splore.engine import gaps, memory, tensor_ops
 from splore.engine.integer import Convert, IntWeight, Quant, Table
 from splore.engine.program import (
     Act,
@@ -46,19 +46,7 @@ from splore.engine.program import (
     Program,
     arrays,
 )
-from splore.engine.tensor_ops import (
-    Clamp,
-    Combine,
-    Constant,
-    Factor,
-    Fn,
-    Leaky,
-    MatMul,
-    Normalize,
-    Reorder,
-    Resample,
-    Softmax,
-)
+from splore.engine.tensor_ops import Factor, Fn
 from splore.engine.weight import Scale, Weight
 from splore.files import json_object, numbers, sha256, typed, write_whole
 from splore.task import Task
@@ -69,20 +57,20 @@ PROGRAM, CHECKSUM, TASK, PLANS = "splore.program", "splore.checksum", "splore.ta
 
 KINDS: dict[str, type] = {
     "conv": Conv, "pool": Pool, "add": Add, "mul": Mul, "activate": Activate, "affine": Affine, "concat": Concat,
-    "flatten": Flatten, "int_conv": IntConv, "convert": Convert, "table": Table, "reorder": Reorder,
-    "resample": Resample, "constant": Constant, "combine": Combine, "leaky": Leaky, "clamp": Clamp,
-    "normalize": Normalize, "softmax": Softmax, "matmul": MatMul,
+    "flatten": Flatten, "int_conv": IntConv, "convert": Convert, "table": Table, "reorder": tensor_ops.Reorder,
+    "resample": tensor_ops.Resample, "constant": tensor_ops.Constant, "combine": tensor_ops.Combine, "leaky": tensor_ops.Leaky, "clamp": tensor_ops.Clamp,
+    "normalize": tensor_ops.Normalize, "softmax": tensor_ops.Softmax, "matmul": tensor_ops.MatMul,
 }  # fmt: skip
 WEIGHT, INT_WEIGHT = (tuple(field.name for field in fields(kind)) for kind in (Weight, IntWeight))
 INT_STORED = tuple("gaps" if name == "positions" else name for name in INT_WEIGHT)
 FACTORS = ("scale", "shift")
 OWN: dict[type, tuple[str, ...]] = {  # arrays that are attributes by themselves
-    Resample: ("row_index", "row_weight", "column_index", "column_weight"), Constant: ("data",), Leaky: ("slope",),
+    tensor_ops.Resample: ("row_index", "row_weight", "column_index", "column_weight"), tensor_ops.Constant: ("data",), tensor_ops.Leaky: ("slope",),
     Table: ("table",),
 }  # fmt: skip
 ARRAYS = {
     Conv: (*WEIGHT, "bias", "pre.scale", "pre.shift"), IntConv: (*INT_STORED, "bias"), Affine: FACTORS,
-    Normalize: FACTORS, **OWN,
+    tensor_ops.Normalize: FACTORS, **OWN,
 }  # fmt: skip
 TYPES = ("F32", "U32", "I8", "U8")
 
@@ -237,7 +225,7 @@ def _operation(index: int, value: object, tensors: dict[str, NDArray]) -> Op:
         elif kind is IntConv:
             found["bias"] = _present("bias", parts)
             found["weight"] = _int_weight(parts)
-        elif kind in (Affine, Normalize):
+        elif kind in (Affine, tensor_ops.Normalize):
             found["factors"] = Scale(_present("scale", parts), _present("shift", parts))
         else:
             found |= {name: _present(name, parts) for name in OWN.get(kind, ())}
