@@ -57,16 +57,15 @@ PROGRAM, CHECKSUM, TASK, PLANS = "splore.program", "splore.checksum", "splore.ta
 
 KINDS: dict[str, type] = {
     "conv": Conv, "pool": Pool, "add": Add, "mul": Mul, "activate": Activate, "affine": Affine, "concat": Concat,
-    "flatten": Flatten, "int_conv": IntConv, "convert": Convert, "table": Table, "reorder": tensor_ops.Reorder,
-    "resample": tensor_ops.Resample, "constant": tensor_ops.Constant, "combine": tensor_ops.Combine, "leaky": tensor_ops.Leaky, "clamp": tensor_ops.Clamp,
-    "normalize": tensor_ops.Normalize, "softmax": tensor_ops.Softmax, "matmul": tensor_ops.MatMul,
+    "flatten": Flatten, "int_conv": IntConv, "convert": Convert, "table": Table,
+    **{op.__name__.lower(): op for op in tensor_ops.OPS},
 }  # fmt: skip
 WEIGHT, INT_WEIGHT = (tuple(field.name for field in fields(kind)) for kind in (Weight, IntWeight))
 INT_STORED = tuple("gaps" if name == "positions" else name for name in INT_WEIGHT)
 FACTORS = ("scale", "shift")
 OWN: dict[type, tuple[str, ...]] = {  # arrays that are attributes by themselves
-    tensor_ops.Resample: ("row_index", "row_weight", "column_index", "column_weight"), tensor_ops.Constant: ("data",), tensor_ops.Leaky: ("slope",),
-    Table: ("table",),
+    tensor_ops.Resample: ("row_index", "row_weight", "column_index", "column_weight"),
+    tensor_ops.Constant: ("data",), tensor_ops.Leaky: ("slope",), Table: ("table",),
 }  # fmt: skip
 ARRAYS = {
     Conv: (*WEIGHT, "bias", "pre.scale", "pre.shift"), IntConv: (*INT_STORED, "bias"), Affine: FACTORS,

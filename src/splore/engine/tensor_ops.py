@@ -226,3 +226,6 @@ def expect_groups(groups: int, channels: int) -> None:
     """Raises ValueError where so many groups don't divide the channels."""
     if not 1 <= groups <= MAX_ATTRIBUTE or channels % groups:
         raise ValueError(f"groups must divide the {channels} channels, found {groups}")
+
+
+OPS: tuple[type, ...] = (Reorder, Resample, Constant, Combine, Leaky, Clamp, Normalize, Softmax, MatMul)
