@@ -1,5 +1,6 @@
 """The examples run as they stand, from the folder that a clone is."""
 
+import json
 import os
 import re
 import subprocess
@@ -40,6 +41,16 @@ def test_a_loop_of_ones_own_keeps_a_twentieth_of_the_parameters_and_the_accuracy
 def test_an_engine_is_served_from_threads_without_torch(tmp_path):
     out = run(ROOT / "examples/deploy.py", folder=tmp_path)
     assert "without torch" in out and "largest difference" in out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory and time are read from /proc")
+def test_a_server_is_restarted_under_load_and_nobody_sees_it(tmp_path):
+    out = run(ROOT / "benchmarks/soak.py", "--seconds", 6, "--restarts", 2, folder=tmp_path)
+    found = json.loads(out)
+    assert found["errors"] == 0 and found["requests"] > 50
+    assert found["memory_mib"][1] < found["memory_mib"][0] + 20
+    assert found["idle_cpu_percent"] < 10
 
 
 @pytest.mark.slow
