@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "paper"))
 import run
 
 import splore
-from splore.postprocess.prune import budget_entries
+from splore.design.prices import Params
 from splore.runs.recipe import check_recipe
 from splore.runs.recipe_file import load_recipe
 
@@ -36,7 +36,8 @@ def test_ranks_that_are_kept_leave_room_for_entries(net, kept, rank):
     def held(rank):
         model = splore.build(net, 10)
         splore.decompose(model, splore.Design(rank=rank))
-        return budget_entries(model, 0.35 * kept)
+        prices = Params(0.35 * kept).prices(model)
+        return Params(0.35 * kept).allowed(model), prices.of_ranks(model)
 
     allowed, without = held(found)
     assert without <= allowed or found == 1

@@ -12,8 +12,8 @@ from torch import nn
 
 from splore.design.decompose import Design, decompose
 from splore.design.layers import decomposed_layers
+from splore.design.prices import Params
 from splore.postprocess.prune import (
-    budget_entries,
     energy_share,
     lamp,
     magnitude,
@@ -121,12 +121,15 @@ def test_a_budget_as_a_share_is_one_of_the_dense_net(score, share):
     assert held(model) == int(share * dense)
 
 
-def test_budget_entries_tells_the_allowance_and_what_is_held_without_entries():
+def test_prices_in_parameters_tell_the_allowance_and_what_is_held_without_entries():
     model = partly_decomposed()
     without = held(model) - entries(model)
     factors = sum(layer.A.numel() + layer.B.numel() for layer in decomposed_layers(model).values())
-    assert budget_entries(model, 1000) == (1000, without)
-    assert budget_entries(model, 0.5) == (int(0.5 * (without - factors + entries(model))), without)
+    prices = Params(0.5).prices(model)
+    assert prices.of_ranks(model) == without
+    assert prices.of(model) == held(model)
+    assert Params(1000).allowed(model) == 1000
+    assert Params(0.5).allowed(model) == int(0.5 * (without - factors + entries(model)))
 
 
 @settings(max_examples=60)
@@ -147,7 +150,7 @@ def test_the_entries_of_the_highest_scores_are_kept(rows, count, score):
 @pytest.mark.parametrize("score", SCORES)
 def test_fewer_non_zeros_than_the_budget_allows_are_all_kept_and_that_is_said(score):
     model = sparse([3.0, 0.0, 1.0], [0.0, 2.0, 0.0])
-    said = "budget of 5 parameters leaves room for 5 entries of S, but only 3 are left, .*: the net holds 3"
+    said = "budget of 5 parameters leaves room for more entries of S than the 3 that are left, .*: the net holds 3"
     with pytest.warns(UserWarning, match=said):
         assert prune(model, params=5, score=score) == pytest.approx({"0": 2 / 3, "1": 1 / 3})
     assert parts(model) == [[3.0, 0.0, 1.0], [0.0, 2.0, 0.0]]

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import splore
-from splore.postprocess.prune import budget_entries
+from splore.design.prices import Params
 from splore.runs.recipe import Recipe
 from splore.runs.recipe_file import load_recipe
 from splore.runs.sweep import Outcome, Sweep, cluster_executor, local_executor, shares
@@ -112,8 +112,9 @@ def rank_within(net: str, rank: int, kept: float) -> int:
     for r in range(rank, 1, -1):
         model = splore.build(net, 10)
         splore.decompose(model, splore.Design(rank=r))
-        allowed, held = budget_entries(model, 0.35 * kept)
-        if held <= allowed:
+        budget = Params(0.35 * kept)
+        prices = budget.prices(model)
+        if prices.of_ranks(model) <= budget.allowed(model):
             return r
     return 1
 

@@ -47,6 +47,7 @@ def run(recipe: "Recipe", out: Path, resume: bool = False) -> int:
 
     Nothing is written before the data, the model and the budgets have been found to be possible.
     """
+    from splore.runs.branch import branches
     from splore.runs.recipe import check_recipe
     from splore.runs.recipe_file import recipe_yaml
 
@@ -62,7 +63,9 @@ def run(recipe: "Recipe", out: Path, resume: bool = False) -> int:
             check_free(out)
     except (ValueError, FileNotFoundError) as error:
         raise Misuse(str(error)) from error
-    if resume and (out / SUMMARY).exists():
+    more = branches(recipe)
+    over = (out / SUMMARY).exists()
+    if resume and over and all((out / name / SUMMARY).exists() for name in more):
         print(f"the run in {out} is finished: nothing is left to do")
         return 0
     from splore.runs.prepare import prepare
@@ -76,9 +79,12 @@ def run(recipe: "Recipe", out: Path, resume: bool = False) -> int:
         if first:
             claim = held(out) if resume else claimed(out, text)
         with claim:
-            Run(prepared, out, resume).execute()
+            if not over:
+                Run(prepared, out, resume).execute()
+            for name, each in more.items():
+                _branch(out, out / name, each, first)
             if first:
-                _write_report(out)
+                _write_report(out, [out / name for name in more])
     except (Stopped, KeyboardInterrupt):
         go_on = f"the same command with --resume continues the run in {out}"
         print(f"splore: stopped; {go_on if (out / RECIPE).exists() else 'nothing was begun'}", file=sys.stderr)
@@ -90,11 +96,28 @@ def run(recipe: "Recipe", out: Path, resume: bool = False) -> int:
     return 0
 
 
-def _write_report(out: Path) -> None:
-    """The page on a run that has just ended. The run is finished without it, too."""
+def _branch(out: Path, folder: Path, recipe: "Recipe", first: bool) -> None:
+    """Goes on from the trained net of a finished run to another budget, in a folder of its own."""
+    from splore.runs.branch import begin
+    from splore.runs.prepare import prepare
+    from splore.runs.run import Run
+
+    if (folder / SUMMARY).exists():
+        return
+    prepared = prepare(recipe, folder)
+    if first:
+        print(f"{folder}: the trained net, cut to another budget")
+        begin(out, folder, recipe, prepared.model)
+    prepared.accelerator.wait_for_everyone()
+    with held(folder) if first else nullcontext():
+        Run(prepared, folder, resume=True).execute()
+
+
+def _write_report(out: Path, more: list[Path]) -> None:
+    """The page on a run that has just ended, with its branches. The run is finished without it, too."""
     from splore.report import write
 
     try:
-        print(f"report: {write([out], out / 'report.html', own_code=True)}")  # the code has just been run
+        print(f"report: {write([out, *more], out / 'report.html', own_code=True)}")  # the code has just been run
     except (ImportError, OSError, ValueError) as error:
         print(f"no report.html: {error}")

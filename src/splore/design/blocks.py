@@ -84,8 +84,8 @@ ENTRIES = Blocks(1, 1)
 """Each entry by itself."""
 
 
-def best_within(scores: Tensor, sizes: Tensor, room: int) -> Tensor:
-    """The mask of the blocks of highest score, flat, that together have at most `room` entries.
+def best_within(scores: Tensor, sizes: Tensor, room: float) -> Tensor:
+    """The mask of the blocks of highest score, flat, whose sizes (entries, or what they cost) add up to `room` at most.
 
     Of blocks of equal score those that come first count as higher. None is passed over for a smaller one that would
     still fit.

@@ -7,26 +7,32 @@ The energy of a matrix is the sum of its squares. What is cut is recorded in the
 fine-tuning, see `splore.hold_masks`.
 """
 
+import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from splore.design.blocks import best_within
-from splore.design.layers import LowRankSparse, check_finite, decomposed_layers, parameter_counts
-from splore.design.ranks import check_params, count_holding
+from splore.design.layers import LowRankSparse, check_finite, decomposed_layers
+from splore.design.prices import Limit, Params, Priced, Prices, check_within, said
+from splore.design.ranks import count_holding
 
 Score = Callable[[LowRankSparse], Tensor]
 """The importance of each entry of a layer's S, a tensor (m, k) of non-negative numbers comparable across layers.
 
 Of a block the mean counts; the scores here give all entries of a block the same."""
 
+ATTEMPTS = 8
+"""How often a budget whose prices move is tried, at most."""
+SETTLING = 2
+"""How often it is met by the prices of the try before, to learn those that hold there."""
+
 
 def magnitude(layer: LowRankSparse) -> Tensor:
-    """|S|, of a block the root of its mean square: one threshold over all layers."""
-    S, blocks = layer.S.detach(), layer.blocks
-    return blocks.spread(blocks.norms(S) / blocks.sizes(S).sqrt())
+    """S^2, of a block the mean: one threshold on |S| over all layers."""
+    return layer.blocks.spread(_energies(layer, torch.float64)[1])
 
 
 def lamp(layer: LowRankSparse) -> Tensor:
@@ -76,6 +82,7 @@ def prune(
     *,
     energy: float | None = None,
     params: int | float | None = None,
+    budget: Limit | None = None,
     score: Score = lamp,
 ) -> dict[str, float]:
     """Cuts entries of S in place, and returns the density of S in each layer afterwards.
@@ -87,61 +94,119 @@ def prune(
         params: a budget for the whole net instead: parameters that it may hold after the cut, as a number, or as a
             share (a float) of the parameters of the dense net. Met exactly, or but for a part of a block, unless fewer
             entries are left, non-zero and within the masks: those are all kept, and a warning says what the net holds.
-        score: the global criterion by which `params` chooses entries.
+        budget: one in another currency: `splore.Bytes`, `splore.MACs`, `splore.Milliseconds`, or `splore.Params`,
+            which is what `params` gives. Where the cost of an entry depends on what else is kept, as that of bytes and
+            of time does, the cut is made, measured and made anew until it meets the budget.
+        score: the global criterion by which a budget chooses entries: those of the best score for their cost are kept.
 
     Raises:
-        ValueError: not exactly one of `energy` and `params`; a value out of range; a budget below what the net holds
-            without any S; nothing to cut; weights or scores with NaN, or scores of another shape than S.
+        ValueError: not exactly one of `energy`, `params` and `budget`; a value out of range; a budget below what the
+            net holds without any S; nothing to cut; weights or scores with NaN, or scores of another shape than S.
     """
-    if (energy is None) == (params is None):
-        raise ValueError("give exactly one of energy= (per layer) and params= (a budget for the whole net)")
-    layers = {name: layer for name, layer in decomposed_layers(model).items() if layer.S is not None}
-    if not layers:
-        raise ValueError("the model has no sparse part to cut: decompose it first, with sparse=True")
+    if sum(given is not None for given in (energy, params, budget)) != 1:
+        raise ValueError("give exactly one of energy= (per layer) and params= or budget= (for the whole net)")
+    layers = _with_sparse_part(model)
     if energy is not None:
         if not 0 < energy <= 1:
             raise ValueError(f"the energy to keep must be above 0 and at most 1, found {energy}")
         check_finite(model)
         for layer in layers.values():
             _keep(layer, _energetic(layer, energy))
-    elif params is not None:
-        allowed = entries_within(model, params)
-        check_finite(model)
-        missing = allowed - _keep_best(layers, allowed, score)
-        if missing > 0:
-            held = budget_entries(model, 1.0)[1] + allowed - missing
-            warnings.warn(
-                f"the budget of {held + missing:,} parameters leaves room for {allowed:,} entries of S, but only "
-                f"{allowed - missing:,} are left, non-zero and within the masks: the net holds {held:,}",
-                stacklevel=3,  # past the decorator
-            )
+    else:
+        limit = budget if budget is not None else Params(params)  # type: ignore[arg-type]
+        for warning in _keep_within(model, layers, limit, score):
+            warnings.warn(warning, stacklevel=3)  # past the decorator
     return {name: layer.mask.double().mean().item() for name, layer in layers.items()}
 
 
-def budget_entries(model: nn.Module, params: int | float, without_L: bool = False) -> tuple[int, int]:
-    """How many parameters a budget allows, and how many a decomposed model holds without any entry of S.
+def _keep_within(model: nn.Module, layers: dict[str, LowRankSparse], limit: Limit, score: Score) -> list[str]:
+    """Keeps what a budget allows; returns what there is to warn of."""
+    check_finite(model)
+    allowed = limit.allowed(model)
+    if limit.tolerance:
+        return _keep_measured(model, layers, limit, allowed, score)
+    prices = limit.prices(model)
+    check_within(model, prices, allowed)
+    everything = _keep_best(layers, allowed - prices.of_ranks(model), prices.entry, score)
+    held = prices.of(model)
+    return [_left_over(layers, prices, allowed, held)] if everything and held < allowed else []
 
-    `params` is a number, or a share (a float) of the dense net's parameters. `without_L` leaves out what A and B hold,
-    too, where there is an S.
+
+def _keep_measured(
+    model: nn.Module, layers: dict[str, LowRankSparse], limit: Limit, allowed: float, score: Score
+) -> list[str]:
+    """The same where prices move with the cut: it is made, measured and made anew."""
+    prices = settled(model, limit, score).account
+    before = [(layer.S.detach().clone(), layer.mask.clone()) for layer in layers.values()]
+    aim = allowed * (1 - limit.tolerance / 2)
+    low, high = 0.0, sum(prices.entry[name] * int(layer.S.count_nonzero()) for name, layer in layers.items())
+
+    def keep(amount: float) -> float:
+        for layer, (S, mask) in zip(layers.values(), before, strict=True):
+            layer.S.copy_(S)
+            layer.mask.copy_(mask)
+        _keep_best(layers, amount, prices.entry, score)
+        return limit.measure(model)
+
+    held = keep(high)
+    if held <= allowed:
+        return [_left_over(layers, prices, allowed, held)] if held < aim else []
+    amount = aim - prices.of_ranks(model)
+    for _ in range(ATTEMPTS):
+        amount = amount if low < amount < high else (low + high) / 2
+        held = keep(amount)
+        if allowed * (1 - limit.tolerance) <= held <= allowed:
+            return []
+        low, high = (low, amount) if held > aim else (amount, high)
+        amount += aim - held
+    held = keep(low)  # the most that was found within the budget
+    return [f"the budget of {said(allowed)} {prices.unit} was not met closely: the net takes {said(held)}"]
+
+
+@torch.no_grad()
+def settled(
+    model: nn.Module, limit: Limit, score: Score, share: Callable[[nn.Module, Priced, Score], None] | None = None
+) -> Priced:
+    """A budget with the prices that hold where it is met, found by cutting copies; `share` cuts the ranks of one.
+
+    Raises ValueError for a budget below what the net holds without S, and without L where that is cut too.
     """
-    held, dense = parameter_counts(model)
-    if without_L:
-        layers = [layer for layer in decomposed_layers(model).values() if layer.S is not None]
-        held -= sum(part.numel() for layer in layers for part in layer.factors)
-    return (int(params * dense) if isinstance(params, float) else params), held
+    check_finite(model)
+    allowed = limit.allowed(model)
+    if not limit.tolerance:
+        prices = limit.prices(model)
+        check_within(model, prices, allowed, without_L=share is not None)
+        return Priced(prices, allowed)
+    trial = copy.deepcopy(model)
+    layers = _with_sparse_part(trial)
+    entries = sum(int(layer.S.count_nonzero()) for layer in layers.values())
+    _keep_best(layers, entries / 4, dict.fromkeys(layers, 1.0), score)  # somewhere to begin
+    for _ in range(SETTLING):
+        prices = limit.prices(trial)
+        trial = copy.deepcopy(model)
+        if share is not None:
+            share(trial, Priced(prices, allowed), score)
+        layers = _with_sparse_part(trial)
+        _keep_best(layers, allowed - prices.of_ranks(trial), prices.entry, score)
+    prices = limit.prices(trial)
+    if not any(layer.mask.any() for layer in layers.values()):
+        check_within(trial, prices, allowed, without_L=share is not None)
+    return Priced(prices, allowed)
 
 
-def entries_within(model: nn.Module, params: int | float, without_L: bool = False) -> int:
-    """How many entries of S a budget allows, beside all else that the model holds; ValueError if it allows less."""
-    check_params(params)
-    allowed, held = budget_entries(model, params, without_L)
-    if allowed < held:
-        cut, advice = ("L and S", "") if without_L else ("S", "lower the ranks, ")
-        raise ValueError(
-            f"a budget of {allowed:,} parameters can't be met by cutting {cut}: without any {cut} the net holds "
-            f"{held:,}; raise the budget, {advice}or decompose the layers that are still dense"
-        )
-    return allowed - held
+def _with_sparse_part(model: nn.Module) -> dict[str, LowRankSparse]:
+    layers = {name: layer for name, layer in decomposed_layers(model).items() if layer.S is not None}
+    if not layers:
+        raise ValueError("the model has no sparse part to cut: decompose it first, with sparse=True")
+    return layers
+
+
+def _left_over(layers: dict[str, LowRankSparse], prices: Prices, allowed: float, held: float) -> str:
+    entries = sum(int(layer.mask.sum()) for layer in layers.values())
+    return (
+        f"the budget of {said(allowed)} {prices.unit} leaves room for more entries of S than the {entries:,} that are "
+        f"left, non-zero and within the masks: the net holds {said(held)}"
+    )
 
 
 def _energetic(layer: LowRankSparse, energy: float) -> Tensor:
@@ -171,27 +236,23 @@ def scores_within(name: str, layer: LowRankSparse, within: Tensor, score: Score)
     return scores
 
 
-def _keep_best(layers: dict[str, LowRankSparse], count: int, score: Score) -> int:
-    """Keeps the `count` entries of the highest score over all layers; of equal ones, those that come first.
+def _keep_best(layers: dict[str, LowRankSparse], amount: float, prices: Mapping[str, float], score: Score) -> bool:
+    """Keeps the entries of the highest score for their price that an amount pays; of equal ones, the first.
 
-    Returns how many there were to keep, at most `count`.
+    Returns whether it pays for all that are left.
     """
-    alive = [layer.blocks.any(layer.S * layer.mask) for layer in layers.values()]
-    sizes = torch.cat(
-        [layer.blocks.sizes(layer.mask)[keep] for layer, keep in zip(layers.values(), alive, strict=True)]
-    )
-    scores = torch.cat(
-        [scores_within(name, layer, keep, score) for (name, layer), keep in zip(layers.items(), alive, strict=True)]
-    )
-    chosen = best_within(scores, sizes, count)
+    alive = {name: layer.blocks.any(layer.S * layer.mask) for name, layer in layers.items()}
+    costs = [prices[name] * layer.blocks.sizes(layer.mask)[alive[name]].double() for name, layer in layers.items()]
+    scores = [scores_within(name, layer, alive[name], score) / prices[name] for name, layer in layers.items()]
+    chosen = best_within(torch.cat(scores), torch.cat(costs), amount * (1 + 1e-12))
     start = 0
-    for layer, keep in zip(layers.values(), alive, strict=True):
+    for layer, keep in zip(layers.values(), alive.values(), strict=True):
         mask = torch.zeros_like(keep)
         end = start + int(keep.sum())
         mask[keep] = chosen[start:end]
         _keep(layer, mask)
         start = end
-    return min(count, int(sizes.sum()))
+    return bool(chosen.all())
 
 
 def _keep(layer: LowRankSparse, blocks: Tensor) -> None:

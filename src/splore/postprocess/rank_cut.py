@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from splore.design.blocks import Blocks
 from splore.design.layers import LowRankSparse, check_finite, decomposed_layers
+from splore.design.prices import Limit, Params, Priced, Prices
 from splore.design.ranks import count_holding
-from splore.postprocess.prune import Score, entries_within, lamp, scores_within
+from splore.postprocess.prune import Score, lamp, scores_within, settled
 
 Spectrum = tuple[Tensor, Tensor, Tensor]
 
@@ -34,15 +35,14 @@ def _at_rank(layer: LowRankSparse, W: Tensor, spectrum: Spectrum, rank: int) -> 
     layer.set_parts(A, B, W - A @ B, layer.mask)
 
 
-def _cheapest(W: Tensor, mask: Tensor, blocks: Blocks, spectrum: Spectrum, cost: float) -> int:
-    """The rank r that makes least of what is lost and paid, where a parameter costs as much as a loss of `cost`.
+def _cheapest(W: Tensor, mask: Tensor, blocks: Blocks, spectrum: Spectrum, cost: float, step: float) -> int:
+    """The rank r that makes least of what is lost and paid: a loss of `cost` for an entry, of `step` for a direction.
 
-    That is sum of min((W - L_r)^2, cost) where S may be, sum of (W - L_r)^2 where it may not, and cost r (m + k); the
-    least of what a block loses and costs where S is kept in blocks.
+    That is sum of min((W - L_r)^2, cost) where S may be, sum of (W - L_r)^2 where it may not, and step r; the least of
+    what a block loses and costs where S is kept in blocks.
     """
     A, B, energies = spectrum
     rest = W.to(torch.promote_types(W.dtype, torch.float32), copy=True)  # squares of half precision underflow
-    step = cost * sum(W.shape)
     most = (cost * blocks.sizes(mask)).to(rest).masked_fill(~blocks.any(mask), torch.inf)
     best, least = 0, _lost(rest, blocks, most)
     for r in range(len(energies)):
@@ -80,13 +80,16 @@ def cut_ranks(model: nn.Module, energy: float) -> dict[str, int]:
 
 
 @torch.no_grad()
-def share_budget(model: nn.Module, params: int | float, score: Score = lamp) -> dict[str, int]:
+def share_budget(
+    model: nn.Module, params: int | float | None = None, score: Score = lamp, budget: Limit | None = None
+) -> dict[str, int]:
     """Cuts every rank to what a budget that L shares with S makes worth its cost, in place; returns the ranks.
 
-    A singular direction of L costs m + k parameters, an entry of S costs 1, and a layer pays for an entry what the
-    weakest one that the budget lets it keep is worth: p, its energy. Its rank is then the r that makes least of
+    A layer pays for an entry of S what the weakest one that the budget lets it keep is worth: p, its energy. A singular
+    direction of L costs as much as c entries; in parameters that is m + k. The layer's rank is then the r that makes
+    least of
 
-        sum of min((W - L_r)^2, p)  +  p r (m + k),
+        sum of min((W - L_r)^2, p)  +  p c r,
 
     what is lost in cutting S plus what L takes away from it. The directions above r go over into S, so that W = A·B + S
     stays as it was; `prune` with the same budget and score is to follow. Where an earlier cut has masked S, nothing can
@@ -96,15 +99,23 @@ def share_budget(model: nn.Module, params: int | float, score: Score = lamp) -> 
         model: a decomposed network.
         params: the budget, as in `prune`.
         score: how entries are compared across layers, as in `prune`.
+        budget: one in another currency instead, as in `prune`.
 
     Raises:
         ValueError: as `prune` does.
     """
-    layers = {name: layer for name, layer in decomposed_layers(model).items() if layer.S is not None}
-    if not layers:
+    if (params is None) == (budget is None):
+        raise ValueError("give exactly one of params= and budget=")
+    if not any(layer.S is not None for layer in decomposed_layers(model).values()):
         raise ValueError("the model has no sparse part to share a budget with: decompose it first, with sparse=True")
-    budget = entries_within(model, params, without_L=True)
-    check_finite(model)
+    limit = budget if budget is not None else Params(params)  # type: ignore[arg-type]
+    _share(model, settled(model, limit, score, _share), score)
+    return {name: layer.rank for name, layer in decomposed_layers(model).items()}
+
+
+def _share(model: nn.Module, budget: Priced, score: Score) -> None:
+    layers = {name: layer for name, layer in decomposed_layers(model).items() if layer.S is not None}
+    prices, left = budget.account, max(budget.amount - budget.account.held, 0.0)
     parts = {name: _spectrum(layer) for name, layer in layers.items()}
     weights = {name: layer.matrix.detach() for name, layer in layers.items()}
     trials = copy.deepcopy(layers)  # the ranks are tried on these, so that an error leaves the model as it was
@@ -118,18 +129,18 @@ def share_budget(model: nn.Module, params: int | float, score: Score = lamp) -> 
         # What is outside a mask is W's, not the trial's: there it is gone with the directions that held it.
         weights = {name: torch.where(x.mask, x.matrix.detach(), weights[name]) for name, x in trials.items()}
         masks = {name: layer.mask for name, layer in layers.items()}
-        ranks = _ranks_within(budget, trials, masks, weights, parts, score)
+        ranks = _ranks_within(left, prices, trials, masks, weights, parts, score)
         for name, trial in trials.items():
             _at_rank(trial, weights[name], parts[name], ranks[name])
         if ranks == before:
             break
     for name, trial in trials.items():
         layers[name].set_parts(trial.A, trial.B, trial.S, layers[name].mask)
-    return {name: layer.rank for name, layer in decomposed_layers(model).items()}
 
 
 def _ranks_within(
-    budget: int,
+    budget: float,
+    prices: Prices,
     layers: dict[str, LowRankSparse],
     masks: dict[str, Tensor],
     weights: dict[str, Tensor],
@@ -137,28 +148,29 @@ def _ranks_within(
     score: Score,
 ) -> dict[str, int]:
     """The ranks at the costs of entries for which ranks and entries together take the budget."""
-    values, squares, sizes = {}, {}, {}  # of the blocks that a mask has, the dearest first
+    values, squares, paid = {}, {}, {}  # of the blocks that a mask has, the dearest first
     for name, x in layers.items():
-        within = x.blocks.any(x.mask)
-        values[name], order = scores_within(name, x, within, score).sort(descending=True)
-        sizes[name] = x.blocks.sizes(x.mask)[within][order]
+        within, price = x.blocks.any(x.mask), prices.entry[name]
+        values[name], order = scores_within(name, x, within, score).div(price).sort(descending=True)
+        paid[name] = price * x.blocks.sizes(x.mask)[within][order].double()
         squares[name] = x.blocks.means(x.S.detach().double().square())[within].sort(descending=True).values
     ordered, order = torch.cat(list(values.values())).sort(descending=True)
-    taken = torch.cat(list(sizes.values()))[order].cumsum(0)
+    taken = torch.cat(list(paid.values()))[order].cumsum(0)
     real = [name for name, mask in masks.items() if mask.any()]  # the others' entries set a cost, and are none
 
-    def at(count: int, dearer: float = 1.0) -> tuple[dict[str, int], int]:
+    def at(count: int, dearer: float = 1.0) -> tuple[dict[str, int], float]:
         """The ranks at the costs that hold when the `count` best are kept, and what they and the entries take."""
         ranks, least = {}, ordered[count - 1] if count else ordered[0] + 1
-        for name in layers:
+        for name, layer in layers.items():
             kept = int((values[name] >= least).sum())
             cost = dearer * squares[name][max(kept, 1) - 1].item()
-            ranks[name] = _cheapest(weights[name], masks[name], layers[name].blocks, parts[name], cost)
-        entries = sum(int(sizes[name][values[name] >= least].sum()) for name in real)
-        entries = min(int(taken[count - 1]) if count else 0, entries)
-        return ranks, entries + sum(rank * sum(layers[name].S.shape) for name, rank in ranks.items())
+            step = cost * prices.direction[name] / prices.entry[name]
+            ranks[name] = _cheapest(weights[name], masks[name], layer.blocks, parts[name], cost, step)
+        entries = sum(paid[name][values[name] >= least].sum().item() for name in real)
+        entries = min(taken[count - 1].item() if count else 0.0, entries)  # of equal ones, some may be too many
+        return ranks, entries + sum(rank * prices.direction[name] for name, rank in ranks.items())
 
-    few, many = 0, min(budget + len(ordered) - sum(len(values[name]) for name in real), len(ordered))
+    few, many = 0, len(ordered)
     while few < many:  # more entries make for lower costs, and so for higher ranks
         middle = (few + many + 1) // 2
         if at(middle)[1] <= budget:

@@ -4,6 +4,8 @@ import json
 import os
 from pathlib import Path
 
+JOURNAL = "metrics.jsonl"
+
 
 class Journal:
     """Appends to a file of JSON lines. `size` goes into each checkpoint; a resumed run cuts the file back to it."""

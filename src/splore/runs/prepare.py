@@ -16,9 +16,10 @@ from torch import nn
 
 from splore.design.decompose import Summary, decompose
 from splore.design.layers import decomposed_layers
+from splore.design.prices import check_within
 from splore.forward import evaluating
-from splore.postprocess.prune import entries_within
 from splore.runs.recipe import DataRecipe, HardwareRecipe, Recipe, check_recipe, design_of
+from splore.runs.recipe_budget import budget_of, currency_of
 from splore.vision import Data, build, open_data, read_weights, start_from
 
 
@@ -83,7 +84,7 @@ def prepare(recipe: Recipe, out: Path) -> Prepared:
     dense = copy.deepcopy(model) if recipe.baseline or recipe.method == "dense" else None
     given = copy.deepcopy(model) if recipe.trained else None
     structure = decompose(model, design_of(recipe)) if recipe.method != "dense" else None
-    _check_budget(recipe, model)
+    _check_budget(recipe, model, data.image_shape)
     return Prepared(recipe, accelerator, data, model, dense, given, structure)
 
 
@@ -125,16 +126,17 @@ def check_outputs(model: nn.Module, data: Data) -> None:
         )
 
 
-def _check_budget(recipe: Recipe, model: nn.Module) -> None:
+def _check_budget(recipe: Recipe, model: nn.Module, image_shape: tuple[int, ...]) -> None:
     """Raises ValueError for a budget that the cut of S can't meet, before the hours that come before the cut."""
     cut = recipe.cut
     sparse = any(layer.S is not None for layer in decomposed_layers(model).values())
-    if not sparse or cut.params is None or not isinstance(cut.ranks, str):
+    budget = budget_of(cut, image_shape)
+    if not sparse or budget is None or budget.tolerance or not isinstance(cut.ranks, str):
         return
     try:
-        entries_within(model, cut.params, without_L=cut.ranks == "shared")
+        check_within(model, budget.prices(model), budget.allowed(model), without_L=cut.ranks == "shared")
     except ValueError as error:
-        raise ValueError(f"cut.params: {error}") from error
+        raise ValueError(f"cut.{currency_of(cut)}: {error}") from error
 
 
 def _accelerator(hardware: HardwareRecipe, out: Path) -> Accelerator:

@@ -8,6 +8,7 @@ from splore.design.decompose import Design
 from splore.design.matrix import Scheme
 from splore.design.ranks import Budget, Rank
 from splore.design.start import Start
+from splore.runs.recipe_budget import check_budgets
 
 Method = Literal["dense", "low-rank", "sparse", "low-rank+sparse"]
 
@@ -98,6 +99,14 @@ class CutRecipe:
 
     Attributes:
         params: share of the dense net's parameters to hold after the cut, met exactly over the whole net.
+        bytes: instead, share of the bytes of the dense net's file; set params to null.
+        macs: instead, share of the dense net's multiply-adds; set params to null.
+        ms: instead, milliseconds that the engine may take on this machine for a batch of `batch` images with `threads`
+            threads; set params to null.
+        batch: images of a batch that ms is for.
+        threads: threads that ms is for; every core when null.
+        budgets: more budgets in the same currency: the trained net is cut and fine-tuned to each of them, too, in
+            folders within the run's.
         energy: instead, per layer as in the paper: share of S's energy to hold; set params to null.
         score: what params ranks entries by: lamp, magnitude, relative, or energy_share (the paper's rule, with the one
             energy for all layers that meets the budget).
@@ -108,6 +117,12 @@ class CutRecipe:
     """
 
     params: float | None = 0.05
+    bytes: float | None = None
+    macs: float | None = None
+    ms: float | None = None
+    batch: int = 1
+    threads: int | None = None
+    budgets: list[float] = field(default_factory=list)
     energy: float | None = None
     score: Literal["lamp", "magnitude", "relative", "energy_share"] = "lamp"
     ranks: float | Literal["shared", "keep"] = "shared"
@@ -243,12 +258,14 @@ def check_recipe(recipe: Recipe) -> None:
         ("seed", recipe.seed, 0),
         ("data.workers", recipe.data.workers or 0, 0),
         ("hardware.threads", recipe.hardware.threads or 1, 1),
+        ("cut.batch", cut.batch, 1),
+        ("cut.threads", cut.threads or 1, 1),
         ("hardware.checkpoint_minutes", recipe.hardware.checkpoint_minutes, 0),
     ]
     for name, value, least in at_least:
         if not value >= least:
             raise ValueError(f"{name} must be at least {least}, found {value}")
-    shares = [("cut.params", cut.params), ("cut.energy", cut.energy), ("cut.ranks", cut.ranks)]
+    shares = [(f"cut.{name}", getattr(cut, name)) for name in ("params", "bytes", "macs", "energy", "ranks")]
     for name, share in shares:
         if isinstance(share, float | int) and not 0 < share <= 1:
             raise ValueError(f"{name} must be above 0 and at most 1, found {share}")
@@ -265,8 +282,6 @@ def check_recipe(recipe: Recipe) -> None:
     for name, part in parts:
         if not 0 <= part <= 1:
             raise ValueError(f"{name} must lie between 0 and 1, found {part}")
-    if cut.params is not None and cut.energy is not None:
-        raise ValueError("give cut.params or cut.energy and set the other to null: both are set")
     if tune.distill and not recipe.baseline:
         raise ValueError("finetune.distill needs the dense baseline to learn from: set baseline: true")
     if cut.steps > max(tune.epochs, 1):
@@ -275,4 +290,5 @@ def check_recipe(recipe: Recipe) -> None:
         raise ValueError("hardware.parallel: fsdp doesn't go with hardware.compile: true, set one of them otherwise")
     if recipe.hardware.parallel == "fsdp" and recipe.hardware.precision == "fp16":
         raise ValueError("hardware.parallel: fsdp doesn't go with hardware.precision: fp16, use bf16 or fp32")
+    check_budgets(cut, recipe.method)
     design_of(recipe)

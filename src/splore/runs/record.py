@@ -12,7 +12,7 @@ from splore.measure.cost import Cost
 from splore.measure.provenance import provenance
 from splore.measure.tables import StageRow
 from splore.runs.folder import write_summary
-from splore.runs.journal import Journal
+from splore.runs.journal import JOURNAL, Journal
 from splore.runs.recipe import Recipe
 from splore.train.checkpoint import Checkpoints, random_state
 from splore.train.loop import Position, check_not_diverged
@@ -45,7 +45,7 @@ class Record:
         self.checkpoints = Checkpoints(out / "checkpoints")
         self.state = self.checkpoints.load() if resume else None
         before = self.state or {"journal": 0, "rows": [], "seconds": 0.0}
-        self.journal = Journal(out / "metrics.jsonl", before["journal"], write=main)
+        self.journal = Journal(out / JOURNAL, before["journal"], write=main)
         self.rows: list[dict] = before["rows"]
         self._seconds: float = before["seconds"]
         self._started = time.monotonic()
@@ -71,8 +71,11 @@ class Record:
         where = "" if at["optimizer"] is None else f", epoch {at['epoch'] + 1}, after {at['step']} of its steps"
         return f"going on in stage {at['stage']}{where}"
 
-    def add_row(self, name: str, score: Score, cost: Cost) -> None:
-        """Adds the network as it stands, already saved in its file, to the table of stages."""
+    def add_row(self, name: str, score: Score, cost: Cost, paid: dict) -> None:
+        """Adds the network as it stands, already saved in its file, to the table of stages.
+
+        `paid` has the currency of the budget and what the network costs in it, where there is one.
+        """
         row = {
             "stage": name,
             "accuracy": score.accuracy,
@@ -83,7 +86,7 @@ class Record:
             "bytes": (self.out / FILES[name]).stat().st_size if self.main else 0,
             "params_kept": cost.params_kept,
             "macs_kept": cost.macs_kept,
-        }
+        } | paid
         self.rows = [old for old in self.rows if old["stage"] != name] + [row]
         self.journal.add(row=row)
 

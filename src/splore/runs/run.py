@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from splore.design.layers import decomposed_layers
+from splore.design.prices import Priced, said
 from splore.measure.cost import cost
 from splore.measure.tables import stage_table
 from splore.modelfile.file import dense_bytes, load, save
@@ -20,6 +21,7 @@ from splore.postprocess.recalibrate import recalibrate
 from splore.runs.prepare import Prepared
 from splore.runs.processes import average_statistics, common_score
 from splore.runs.progress import Display
+from splore.runs.recipe_budget import budget_of, currency_of
 from splore.runs.record import FILES, Record
 from splore.runs.stage import Schedule, Stage
 from splore.runs.stop import StopRequest
@@ -41,6 +43,8 @@ class Run:
         self.display = Display(prepared.main)
         self.stop = StopRequest()
         self._resumed = resume
+        self._budget = budget_of(self.recipe.cut, prepared.data.image_shape)
+        self._path: Priced | None = None  # to the budget, where S is cut in several steps
         self._entropy = cross_entropy(self.recipe.train.label_smoothing)
 
     def execute(self) -> dict:
@@ -146,8 +150,8 @@ class Run:
         config = self.recipe.cut
         if not isinstance(config.ranks, str):
             found = ranks.cut_ranks(model, config.ranks)
-        elif config.ranks == "shared" and config.params is not None and self.recipe.method == "low-rank+sparse":
-            found = ranks.share_budget(model, config.params, getattr(cuts, config.score))
+        elif config.ranks == "shared" and self._budget is not None and self.recipe.method == "low-rank+sparse":
+            found = ranks.share_budget(model, budget=self._budget, score=getattr(cuts, config.score))
         else:
             return
         counts = sorted(Counter(found.values()).items(), reverse=True)
@@ -160,19 +164,30 @@ class Run:
         if any(layer.S is not None for layer in decomposed_layers(model).values()):
             if config.energy is not None:
                 cuts.prune(model, energy=cuts.cubic(progress, 1.0, config.energy))
-            elif config.params is not None:
-                trained = self.record.row("after training") or {"params_kept": 1.0}
-                goal = cuts.cubic(progress, min(max(trained["params_kept"], config.params), 1.0), config.params)
-                with warnings.catch_warnings(record=True) as missed:
-                    warnings.simplefilter("always")
-                    cuts.prune(model, params=goal, score=getattr(cuts, config.score))
-                if progress == 1:
-                    for each in missed:
-                        self.display.say(f"cut.params: {each.message}")
+            else:
+                self._cut_to_budget(model, progress)
         if config.recalibrate_batches:
             batches = (x for x, _ in islice(self.prepared.data.train.epoch(0), config.recalibrate_batches))
             recalibrate(model, batches)
             average_statistics(model, self.prepared.accelerator)
+
+    def _cut_to_budget(self, model: nn.Module, progress: float) -> None:
+        """Cuts S on the way to the budget, by the prices that hold there, and in the end to it."""
+        budget, score = self._budget, getattr(cuts, self.recipe.cut.score)
+        if budget is None:
+            return
+        if progress < 1:
+            if self._path is None:
+                self._path = cuts.settled(model, budget, score)
+            first = (self.record.row("after training") or {}).get("cost") or self._path.account.of(model)
+            goal = cuts.cubic(progress, max(first, self._path.amount), self._path.amount)
+            budget = Priced(self._path.account, goal)
+        with warnings.catch_warnings(record=True) as missed:
+            warnings.simplefilter("always")
+            cuts.prune(model, budget=budget, score=score)
+        if progress == 1:
+            for each in missed:
+                self.display.say(f"cut.{currency_of(self.recipe.cut)}: {each.message}")
 
     def _row(self, name: str, model: nn.Module) -> None:
         """Measures the model, saves it, and adds a row to the table of stages."""
@@ -182,7 +197,12 @@ class Run:
             save(model, self.out / FILES[name])
         prepared.accelerator.wait_for_everyone()
         found = cost(model, prepared.data.image_shape)
-        self.record.add_row(name, score, found)
+        paid, said_paid = {}, ""
+        if self._budget is not None and decomposed_layers(model):
+            currency, amount = currency_of(self.recipe.cut), self._budget.measure(model)
+            paid = {"currency": currency, "cost": amount}
+            said_paid = "" if currency == "params" else f", {said(amount)} {currency}"
+        self.record.add_row(name, score, found, paid)
         self.display.say(
-            f"{name}: {score.accuracy:.2f} % on {score.samples:,} test images, {found.params:,} parameters"
+            f"{name}: {score.accuracy:.2f} % on {score.samples:,} test images, {found.params:,} parameters{said_paid}"
         )

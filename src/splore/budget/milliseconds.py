@@ -1,0 +1,147 @@
+"""Budgets of time: what the engine takes on this machine, for a batch and a number of threads.
+
+The prices are timings. The network is compiled as it stands, once more with every second entry of S, and once more with
+higher ranks; what a layer's kernels gain or lose by that is what its entries and its directions cost here.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from splore.budget.account import check_amount, tangent
+from splore.capture.export import capture
+from splore.design.layers import LowRankSparse, decomposed_layers
+from splore.design.prices import Prices
+from splore.engine.engine import Engine
+from splore.engine.program_segment import median_ms
+from splore.measure.macs import Work, multiply_adds
+
+SPREAD = 4.0
+"""A price may be so many times the net's usual one for its multiply-adds, or as small a part of it: one timing of one
+layer is noisy, and where two kernels cross it can even be negative."""
+
+FILLED, HIGHER = 0.05, 8
+"""The share of S that is filled to price the entries of an empty one, and the part of min(m, k) that ranks are raised
+by to price directions."""
+
+
+@dataclass(frozen=True)
+class Milliseconds:
+    """A budget of milliseconds for a batch of images of `input_shape` (C, H, W), with `threads` (default: all cores).
+
+    The engine is timed, not the dense network in torch, even where that is the faster one.
+
+    Raises ValueError for an amount that is no time.
+    """
+
+    amount: float
+    input_shape: tuple[int, ...]
+    batch: int = 1
+    threads: int | None = None
+    tolerance: float = 0.03
+
+    def __post_init__(self) -> None:
+        check_amount(self.amount, "milliseconds", shares=False)
+
+    def prices(self, model: nn.Module) -> Prices:
+        """The account of a network in milliseconds, from timings; ValueError where the engine can't take it."""
+        model = copy.deepcopy(model).cpu().float().eval()
+        layers = {name: layer for name, layer in decomposed_layers(model).items() if layer.S is not None}
+        found = multiply_adds(model, self.input_shape)
+        work = {name: found.get(id(layer), Work(0, 0)) for name, layer in layers.items()}
+        total, now = self._timed(model)
+        entries, thinned = _change(layers, model, _thin)
+        ranks, raised = _change(layers, model, _raise)
+        _, thin = self._timed(thinned)
+        _, high = self._timed(raised)
+        usual = total / max(sum(w.macs for w in found.values()), 1)
+        pixels = {name: work[name].dense_macs / layer.S.numel() or 1.0 for name, layer in layers.items()}
+        macs = {name: pixels[name] * sum(layer.S.shape) for name, layer in layers.items()}
+        entry = _slopes(now, thin, entries, pixels, usual)
+        direction = _slopes(now, high, ranks, macs, usual)
+        return tangent("ms", total, model, entry, direction)
+
+    def allowed(self, model: nn.Module) -> float:
+        """How many milliseconds a batch may take."""
+        return self.amount
+
+    def measure(self, model: nn.Module) -> float:
+        """The median time of a batch through the engine, in ms."""
+        return self._timed(copy.deepcopy(model).cpu().float().eval())[0]
+
+    def _timed(self, model: nn.Module) -> tuple[float, dict[str, float]]:
+        """The time of a batch, and those of the steps by name."""
+        x = torch.zeros(self.batch, *self.input_shape)
+        captured = capture(model, x)
+        engine = Engine(captured.segments, captured.input, captured.output, self.threads, captured.flow)
+        engine.plan(self.batch)
+        (total,) = median_ms(lambda: engine(x))
+        steps: dict[str, float] = {}
+        for step in engine.steps():
+            steps[step["name"]] = steps.get(step["name"], 0.0) + step["ms"]
+        return total, steps
+
+
+def _change(layers: Mapping[str, LowRankSparse], model: nn.Module, change) -> tuple[dict[str, int], nn.Module]:  # noqa: ANN001
+    """A copy of a model with other parts in its layers, and by how many entries or ranks each has changed."""
+    other = copy.deepcopy(model)
+    twins = decomposed_layers(other)
+    return {name: change(twins[name]) for name in layers}, other
+
+
+@torch.no_grad()
+def _thin(layer: LowRankSparse) -> int:
+    S = layer.S.flatten()
+    at = S.nonzero().flatten()
+    if len(at) < 2:  # nothing to thin: it is filled instead
+        new = torch.zeros_like(S)
+        new[:: round(1 / FILLED)] = 1.0
+    else:
+        new = S.clone()
+        new[at[::2]] = 0.0
+    layer.set_parts(layer.A, layer.B, new.view_as(layer.S), torch.ones_like(layer.mask))
+    return int(new.count_nonzero()) - len(at)
+
+
+@torch.no_grad()
+def _raise(layer: LowRankSparse) -> int:
+    m, k = layer.S.shape
+    more = min(max(min(m, k) // HIGHER, 1), min(m, k) - layer.rank)
+    if more:
+        like = layer.S
+        A, B = layer.factors or (like.new_empty(m, 0), like.new_empty(0, k))
+        layer.set_parts(
+            torch.cat([A, torch.ones_like(like[:, :more])], 1), torch.cat([B, torch.ones_like(like[:more])])
+        )
+    return more
+
+
+def _slopes(
+    now: Mapping[str, float],
+    then: Mapping[str, float],
+    change: Mapping[str, int],
+    macs: Mapping[str, float],
+    usual: float,
+) -> dict[str, float]:
+    """What one more costs in each layer, in ms, not too far from what its `macs` cost in all layers together.
+
+    `usual` is the time of a multiply-add where the timings give none.
+    """
+    gained = {
+        name: (then[name] - now[name]) * (1 if n > 0 else -1) for name, n in change.items() if _both(name, now, then)
+    }
+    done = sum(abs(change[name]) * macs[name] for name in gained)
+    whole = sum(gained.values())
+    each = whole / done if whole > 0 else usual
+    slopes = {}
+    for name, work in macs.items():
+        slope = gained[name] / abs(change[name]) if name in gained and change[name] else each * work
+        slopes[name] = min(max(slope, each * work / SPREAD), each * work * SPREAD)
+    return slopes
+
+
+def _both(name: str, now: Mapping[str, float], then: Mapping[str, float]) -> bool:
+    return name in now and name in then
