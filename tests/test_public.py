@@ -10,6 +10,7 @@ from splore import vision
 
 NAMES = [
     "Budget",
+    "Bytes",
     "Design",
     "Energy",
     "Engine",
@@ -17,7 +18,10 @@ NAMES = [
     "L1",
     "LowRankSparseConv2d",
     "LowRankSparseLinear",
+    "MACs",
+    "Milliseconds",
     "ModelFileError",
+    "Params",
     "Preprocessing",
     "Scaling",
     "Scheme",

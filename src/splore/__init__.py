@@ -12,9 +12,13 @@ import importlib
 from typing import TYPE_CHECKING
 
 _HOMES = {
+    "budget.bytes": ("Bytes",),
+    "budget.macs": ("MACs",),
+    "budget.milliseconds": ("Milliseconds",),
     "design.decompose": ("Design", "Summary", "decompose", "materialise"),
     "design.layers": ("LowRankSparseConv2d", "LowRankSparseLinear", "decomposed_layers"),
     "design.matrix": ("Scheme",),
+    "design.prices": ("Params",),
     "design.ranks": ("Budget", "Energy"),
     "measure.cost": ("cost",),
     "deploy.export": ("export",),
@@ -40,12 +44,16 @@ __all__ = sorted(_HOME)
 if TYPE_CHECKING:
     __version__: str
 
+    from splore.budget.bytes import Bytes
+    from splore.budget.macs import MACs
+    from splore.budget.milliseconds import Milliseconds
     from splore.capture.compile import compile
     from splore.deploy.export import export
     from splore.deploy.hub import push_to_hub
     from splore.design.decompose import Design, Summary, decompose, materialise
     from splore.design.layers import LowRankSparseConv2d, LowRankSparseLinear, decomposed_layers
     from splore.design.matrix import Scheme
+    from splore.design.prices import Params
     from splore.design.ranks import Budget, Energy
     from splore.engine.engine import Engine
     from splore.measure.accuracy import evaluate

@@ -31,8 +31,9 @@ SETTLING = 2
 
 
 def magnitude(layer: LowRankSparse) -> Tensor:
-    """S^2, of a block the mean: one threshold on |S| over all layers."""
-    return layer.blocks.spread(_energies(layer, torch.float64)[1])
+    """|S|, of a block the root of its mean square: one threshold over all layers."""
+    S, blocks = layer.S.detach(), layer.blocks
+    return blocks.spread(blocks.norms(S) / blocks.sizes(S).sqrt())
 
 
 def lamp(layer: LowRankSparse) -> Tensor:

@@ -35,7 +35,8 @@ def branches(recipe: Recipe) -> dict[str, Recipe]:
 def begin(run: Path, folder: Path, recipe: Recipe, model: nn.Module) -> None:
     """Makes the folder of a branch of a finished run, unless it is there: one that goes on at the cut.
 
-    `model` is the net of the recipe, decomposed; it stays as it is. The recipe is written last: a folder without one is begun anew.
+    `model` is the net of the recipe, decomposed; it stays as it is. The recipe is written last: a folder without one is
+    begun anew.
     """
     if (folder / RECIPE).exists():
         return
