@@ -108,4 +108,6 @@ def _yaml(value: object) -> str:
         return f"[{', '.join(map(_yaml, value))}]"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, str) and not value[:1].isalnum():
+        return f'"{value}"'  # such as *, which means something else in YAML
     return "null" if value is None else str(value)
