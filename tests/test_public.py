@@ -38,6 +38,7 @@ NAMES = [
     "energy_share",
     "evaluate",
     "export",
+    "from_pruned",
     "hold_masks",
     "lamp",
     "load",

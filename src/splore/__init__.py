@@ -19,6 +19,7 @@ _HOMES = {
     "design.layers": ("LowRankSparseConv2d", "LowRankSparseLinear", "decomposed_layers"),
     "design.matrix": ("Scheme",),
     "design.prices": ("Params",),
+    "design.pruned": ("from_pruned",),
     "design.ranks": ("Budget", "Energy"),
     "measure.cost": ("cost",),
     "deploy.export": ("export",),
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from splore.design.layers import LowRankSparseConv2d, LowRankSparseLinear, decomposed_layers
     from splore.design.matrix import Scheme
     from splore.design.prices import Params
+    from splore.design.pruned import from_pruned
     from splore.design.ranks import Budget, Energy
     from splore.engine.engine import Engine
     from splore.measure.accuracy import evaluate

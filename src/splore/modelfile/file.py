@@ -30,6 +30,7 @@ from torch.overrides import TorchFunctionMode
 from splore.files import json_object, sha256, write_whole
 from splore.modelfile.coded import decode
 from splore.modelfile.hub import located
+from splore.modelfile.masked import take_masked
 from splore.modelfile.state import check_network, restore, to_tensors
 from splore.modelfile.structure import ModelFileError, Structure, from_json, join, to_json
 from splore.modelfile.values import Values, values_of
@@ -91,13 +92,19 @@ def load(path: str | os.PathLike, model: nn.Module | None = None, dense_bytes: i
         model: a fresh dense network of the same architecture. Its layers are replaced in place by decomposed ones,
             its tensors are set, on its device and in the file's dtypes, and it is what is returned (unless it is
             itself the one layer to replace). None: the net is built, if it came from the zoo, torchvision or timm.
+            With it, a state dict that `torch.nn.utils.prune` has masked is read too, see `splore.from_pruned`.
         dense_bytes: what the dense network may take while it is built: a small file may name a net of any size.
 
     Raises:
         ModelFileError: the file is missing, truncated, altered, foreign or newer than this splore, or belongs to
             another network. `model` is then untouched.
     """
-    structure, tensors = _read(path)
+    try:
+        structure, tensors = _read(path)
+    except ModelFileError:
+        if model is None or not take_masked(path, model):
+            raise
+        return model
     tensors = decode(structure, tensors)
     net = restore(_built(structure, tensors, dense_bytes) if model is None else model, structure, tensors)
     if structure.task is not None:
