@@ -25,7 +25,7 @@ class Balance:
         direction, entry: bytes of a rank of L, and of an entry of S with its position.
         cancellation: over all outputs, the sum of min(|L x|, |S x|) where L x and S x have opposite signs, over that of
             min(|L x|, |S x|) (CHTsL, ICLR 2026): 0 where they never work against each other, 1 where they always do.
-            NaN for a layer without L or S, or one that was not called.
+            None for a layer without L or S, or one that was not called.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Balance:
     sparse: float
     direction: float
     entry: float
-    cancellation: float
+    cancellation: float | None
 
 
 @torch.no_grad()
@@ -82,14 +82,16 @@ def balance_table(rows: Iterable[Balance]) -> Report:
             percent(row.sparse),
             f"{row.direction:,.0f}",
             f"{row.entry:.2f}",
-            "" if row.cancellation != row.cancellation else percent(row.cancellation),
+            "" if row.cancellation is None else percent(row.cancellation),
         )
         for row in rows
     )
     return Report(columns, tuple(said))
 
 
-def _cancellation(model: nn.Module, layers: dict[str, LowRankSparse], loader: Iterable | Epochs) -> dict[str, float]:
+def _cancellation(
+    model: nn.Module, layers: dict[str, LowRankSparse], loader: Iterable | Epochs
+) -> dict[str, float | None]:
     parts = {name: _apart(layer) for name, layer in layers.items() if layer.rank and layer.S.any()}
     sums = {name: torch.zeros(2, dtype=torch.float64) for name in layers}
 
@@ -110,7 +112,7 @@ def _cancellation(model: nn.Module, layers: dict[str, LowRankSparse], loader: It
     finally:
         for handle in handles:
             handle.remove()
-    return {name: float(opposed / whole) if whole else float("nan") for name, (opposed, whole) in sums.items()}
+    return {name: float(opposed / whole) if whole else None for name, (opposed, whole) in sums.items()}
 
 
 def _apart(layer: LowRankSparse) -> tuple[LowRankSparse, LowRankSparse]:

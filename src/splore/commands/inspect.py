@@ -3,11 +3,21 @@
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from splore.commands.net import checked_image, image_of, is_program, loaded
 from splore.commands.parser import Misuse, Parser, image_shape
 from splore.task import Task, task_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from splore.budget.balance import Balance
+
+NOISE = 4
+"""Images by which the cancellation of L and S is measured."""
 
 
 def command(words: list[str]) -> int:
@@ -37,6 +47,7 @@ def inspect(
     as_json: bool = False,
 ) -> int:
     """Prints the table of layers of a model file or a named net, or that of a program file's operations."""
+    from splore.budget.balance import balance_table
     from splore.measure.cost import cost
     from splore.measure.tables import layer_table, show, size
     from splore.vision import build, usual_image
@@ -51,11 +62,15 @@ def inspect(
         found = cost(net, shape)
     except RuntimeError as error:
         raise Misuse(f"the net can't take images of shape {shape}, give theirs as --image: {error}") from error
-    task = task_of(net)
+    task, rows = task_of(net), _balance(net, shape)
     if as_json:
-        print(json.dumps(found.as_dict() | _task_json(task), indent=2))
+        balance = {"balance": [asdict(row) for row in rows]} if rows else {}
+        print(json.dumps(found.as_dict() | balance | _task_json(task), indent=2))
     else:
         show(layer_table(found))
+        if rows:
+            show(balance_table(rows))
+            print(f"cancellation: how far L x and S x undo each other, for {NOISE} images of noise")
         if found.bytes_least < found.bytes:
             print(
                 f"{size(found.bytes)} of tensors; at least {size(round(found.bytes_least))} by their numbers and the "
@@ -63,6 +78,18 @@ def inspect(
             )
         _say(task)
     return 0
+
+
+def _balance(net: "nn.Module", shape: tuple[int, ...]) -> "list[Balance]":
+    """How L and S stand to each other; nothing for a net that does not have both."""
+    import torch
+
+    from splore.budget.balance import balance
+    from splore.design.layers import decomposed_layers
+
+    if not any(layer.rank and layer.S is not None for layer in decomposed_layers(net).values()):
+        return []
+    return balance(net, [torch.randn(NOISE, *shape, generator=torch.Generator().manual_seed(0))])
 
 
 def inspect_program(file: str, as_json: bool = False) -> int:
