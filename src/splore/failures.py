@@ -11,18 +11,39 @@ def exit_code(error: Exception) -> int | None:
     """2 for what was asked wrongly, 1 for what went wrong outside of this program, None for a mistake within it."""
     if isinstance(error, Misuse | UnknownName | FileExistsError):
         return 2
-    from splore.runs.recipe_file import RecipeError
-
-    if isinstance(error, RecipeError):
+    if _is_of_recipe(error):
         return 2
     if isinstance(error, ValueError | OSError | ImportError):
         return 1
-    import torch
+    known = _is_full_memory(error) or _is_diverged(error) or _is_not_compiled(error) or _is_loss_of_peers(error)
+    return 1 if known else None
 
+
+# What has not been imported has raised nothing; and a program runs where there is no torch to be imported.
+
+
+def _is_of_recipe(error: Exception) -> bool:
+    if "splore.runs.recipe_file" not in sys.modules:
+        return False
+    from splore.runs.recipe_file import RecipeError
+
+    return isinstance(error, RecipeError)
+
+
+def _is_diverged(error: Exception) -> bool:
+    if "splore.train.loop" not in sys.modules:
+        return False
     from splore.train.loop import Diverged
 
-    known = isinstance(error, Diverged | torch.OutOfMemoryError)
-    return 1 if known or _is_not_compiled(error) or _is_loss_of_peers(error) else None
+    return isinstance(error, Diverged)
+
+
+def _is_full_memory(error: Exception) -> bool:
+    if "torch" not in sys.modules:
+        return False
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError)
 
 
 def _is_not_compiled(error: Exception) -> bool:
@@ -49,9 +70,7 @@ def explained(error: Exception) -> str:
     message = " ".join(str(error).split())
     if isinstance(error, Misuse):
         return message
-    import torch
-
-    if isinstance(error, torch.OutOfMemoryError):
+    if _is_full_memory(error):
         return f"the device's memory is full: make data.batch_size smaller ({message.split('. ')[0]})"
     if _is_not_compiled(error):
         return (

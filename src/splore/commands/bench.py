@@ -118,13 +118,10 @@ def _compiled(
 
 
 def _show(batch: int, rows: "Sequence[Row]", engine: Engine, layers: bool) -> None:
-    from splore.measure.tables import Column, Report, show
+    from splore.engine.plan_table import aligned  # a table that needs no more than the engine does
 
-    columns = (
-        Column("runtime", words=True), Column("median ms"), Column("95 % within ms"), Column("images/s"),
-        Column("peak MiB", 1), Column("difference", 2),
-    )  # fmt: skip
-    lines = tuple(
+    titles = ("runtime", "median ms", "95 % within ms", "images/s", "peak MiB", "difference")
+    lines = [
         (
             row.runtime,
             f"{row.latency.median_ms:.3g}",
@@ -134,8 +131,8 @@ def _show(batch: int, rows: "Sequence[Row]", engine: Engine, layers: bool) -> No
             f"{row.error:.1e}" if row.error else "",
         )
         for row in sorted(rows, key=lambda row: row.latency.median_ms)
-    )
+    ]
     print(f"batch {batch}, {engine.threads} threads")
-    show(Report(columns, lines))
+    print("\n".join(aligned([titles, *lines])))
     if layers:
         print(engine.summary())

@@ -36,7 +36,7 @@ def of_program(program: Program, heading: str, steps: Iterable[Mapping[str, Any]
         rows.append((str(step["kernel"]), "", "x".join(map(str, program.output)), "", "", *_speed([step])))
     total = sum(float(step["ms"]) for own in by_op.values() for step in own)
     last = f"{len(program.ops)} operations, {program.multiply_adds / 1e6:.4g} M stored multiply-adds an image"
-    return "\n".join([heading, *_aligned(rows), last + (f", {total:.4g} ms in all" if by_op else "")])
+    return "\n".join([heading, *aligned(rows), last + (f", {total:.4g} ms in all" if by_op else "")])
 
 
 def of_memory(report: Mapping[str, Any]) -> str:
@@ -93,6 +93,7 @@ def _number(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table of texts as lines, its columns as wide as they need."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
