@@ -159,8 +159,8 @@ def test_a_full_disk_leaves_what_was_whole(finished, tmp_path):
 
 
 def test_no_room_for_a_model_file_or_the_journal(tmp_path):
-    words = ["--design.rank=4", "--train.epochs=1", "--finetune.epochs=0", "--baseline=false"]
-    for limit, said in ((500, "recipe.yaml"), (7_500, "trained.safetensors")):
+    words = ["--model=digits_cnn", "--train.epochs=1", "--finetune.epochs=0", "--baseline=false"]
+    for limit, said in ((500, "recipe.yaml"), (20_000, "trained.safetensors")):
         done = splore("run", *TINY, *words, f"--out={limit}", folder=tmp_path, file_limit=limit)
         done.refused("File too large", said, code=1)
         assert not (tmp_path / str(limit) / said).exists()
