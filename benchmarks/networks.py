@@ -24,6 +24,7 @@ class Structure:
     kept: float
     rank: float
     of_sparse: bool = False  # `kept` is the density of the sparse part instead
+    block: int = 1  # neighbouring input channels that S keeps or cuts together
 
     def __post_init__(self) -> None:
         if not 0 < self.kept <= 1:
@@ -60,7 +61,7 @@ def network(name: str, structure: Structure, seed: int = 0) -> tuple[nn.Module, 
         )
     kept = rest
     for path, module in layers.items():
-        layer = _layer(module, ranks[path], density)
+        layer = _layer(module, ranks[path], density, structure.block)
         kept += layer.A.numel() + layer.B.numel() + int(layer.mask.sum())
         parent, _, child = path.rpartition(".")
         setattr(model.get_submodule(parent), child, layer)
@@ -82,13 +83,23 @@ def _rank(rank: float, m: int, k: int) -> int:
     return min(wanted, largest_useful_rank((m, k)))
 
 
-def _layer(dense: nn.Conv2d | nn.Linear, rank: int, density: float) -> LowRankSparseConv2d | LowRankSparseLinear:
+def _layer(
+    dense: nn.Conv2d | nn.Linear, rank: int, density: float, block: int
+) -> LowRankSparseConv2d | LowRankSparseLinear:
     """A random layer; each of its parts gives half of the variance."""
     layer = (LowRankSparseConv2d if isinstance(dense, nn.Conv2d) else LowRankSparseLinear)(dense, rank)
     m, k = layer.S.shape
-    mask = torch.zeros(m * k, dtype=torch.bool)
-    mask[torch.randperm(m * k)[: round(density * m * k)]] = True
-    mask = mask.view(m, k)
+    mask = _mask(m, dense.weight.shape[1], dense.weight[0, 0].numel(), density, block)
     A, B = torch.randn(m, rank) / max(1, rank) ** 0.5, torch.randn(rank, k) / k**0.5
     layer.set_parts(A, B, torch.randn(m, k) / max(1.0, density * k) ** 0.5, mask)
     return layer
+
+
+def _mask(m: int, channels: int, taps: int, density: float, block: int) -> torch.Tensor:
+    """A random mask (m, channels taps) of whole blocks, smaller ones at the edge: one output channel, so many input
+    channels, one tap."""
+    groups = -(-channels // block)
+    kept = torch.zeros(m * groups * taps, dtype=torch.bool)
+    kept[torch.randperm(len(kept))[: round(density * len(kept))]] = True
+    entries = kept.view(m, groups, 1, taps).expand(m, groups, block, taps).reshape(m, groups * block, taps)
+    return entries[:, :channels].reshape(m, channels * taps)

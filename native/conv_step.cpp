@@ -12,7 +12,7 @@ constexpr size_t kLongStream = 1 << 15;  // entries that don't
 }  // namespace
 
 ConvStep::ConvStep(int index, const Op& op, const Values& values, const Layout& layout, const Kernels& kernels, int team)
-    : Step(index, values.pooled ? values.pooled : &values.out),
+    : TunedStep(index, values.pooled ? values.pooled : &values.out),
       op_(op),
       in_(values.in),
       map_(values.out),

@@ -1,35 +1,20 @@
 // A convolution: its candidate kernels, the one that was chosen, and its weights packed for that.
 #pragma once
 
-#include <map>
-#include <optional>
-
 #include "conv_tiling.h"
 #include "packings.h"
-#include "step.h"
+#include "tuned_step.h"
 #include "weights.h"
 
 namespace splore {
 
 constexpr ptrdiff_t kStays = 1 << 18;  // floats of a value that mostly stays in the second-level cache
 
-struct ConvChoice {
-  int tile = 0;                // of kTiles
-  int64_t block_channels = 0;  // input channels of a block
-  int parts = 1;               // that the output channels are cut into
-  bool dense = false;          // all parts of the weight folded; else the sparse stream
-  bool gathered = false;       // the tile is copied into columns first
-  bool pattern = false;        // the stream of some output channels at once
-  bool inside = false;         // the stream, without what comes from the border
-  bool winograd = false;       // B by Winograd's transform
-  bool dense_finish = false;   // A by the dense kernel; else as more entries in each row of the stream
-};
-
 // Whether a 3 x 3 window keeps a map that is one tile: the kernels then know what it sees of the border, and read none.
 bool may_stay_inside(const Window& window, const Shape& in, const Shape& out);
 
 // What it costs and computes is in conv_step.cpp, which kernels are worth timing for it in conv_candidates.cpp.
-class ConvStep : public Step {
+class ConvStep : public TunedStep {
  public:
   struct Values {
     const Storage& in;
@@ -43,15 +28,12 @@ class ConvStep : public Step {
   // `team`: the threads that will share the tasks.
   ConvStep(int index, const Op& op, const Values& values, const Layout& layout, const Kernels& kernels, int team);
 
-  // The choices worth timing, a sound one first.
-  std::vector<ConvChoice> candidates() const;
-  void choose(const ConvChoice& choice);
-  const ConvChoice& choice() const { return choice_; }
-  std::string describe(const ConvChoice& choice) const;
-  // Steps with one signature are best served by one choice.
-  std::string signature() const;
-  // The choice stands: shares its packing with other slices, and lets go of what only choosing needed.
-  void settle(Packings& packings);
+  std::vector<ConvChoice> candidates() const override;
+  void choose(const ConvChoice& choice) override;
+  const ConvChoice& choice() const override { return choice_; }
+  std::string describe(const ConvChoice& choice) const override;
+  std::string signature() const override;
+  void settle(Packings& packings) override;
 
   int64_t tasks() const override { return tiling_.tiles() * int64_t(packed_->parts.size()); }
   void run(int64_t task, const Run& run, const Scratch& scratch) const override;

@@ -108,7 +108,7 @@ void ConvTiling::prepare_gather() {
   const int lanes = layout_.lanes;
   gather_ = {};
   gather_index_.clear(), gather_vectors_.clear(), gather_taps_.clear();
-  gather_.plane = in_.plane;
+  gather_.plane = in_.plane, gather_.fill = int32_t(in_.fill);
   gather_.tap_count = int32_t(w.taps());
   gather_.row = w.stride_h * in_.row, gather_.column = w.stride_w * in_.column;
   if (!layout_.planar) {

@@ -3,9 +3,35 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <map>
+#include <mutex>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+#include "kernels_int.h"
 
 namespace splore {
 namespace {
+
+#if defined(__x86_64__)
+// AVX-VNNI: what older compilers don't know by name.
+bool has_avxvnni() {
+  unsigned a = 7, b = 0, c = 1, d = 0;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+}
+#endif
+
+// The kernels in float32 together with those in eight bits.
+const Kernels* with(const Kernels* kernels, const IntKernels* int8) {
+  static std::map<std::string, Kernels> known;
+  static std::mutex mutex;
+  std::lock_guard<std::mutex> lock(mutex);
+  Kernels& found = known[int8->name];
+  found = *kernels;
+  found.name = int8->name, found.int8 = int8;
+  return &found;
+}
 
 const Kernels* supported(const std::string& isa) {
 #if defined(__x86_64__)
@@ -13,11 +39,16 @@ const Kernels* supported(const std::string& isa) {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (avx512 && (isa.empty() || isa == "avx512")) return kernels_avx512();
-  if (avx2 && (isa.empty() || isa == "avx2")) return kernels_avx2();
+  const auto wanted = [&](const char* name) { return isa.empty() || isa == name; };
+  if (avx512 && __builtin_cpu_supports("avx512vnni") && wanted("avx512vnni"))
+    return with(kernels_avx512(), int_kernels_avx512vnni());
+  if (avx512 && wanted("avx512")) return with(kernels_avx512(), int_kernels_avx512());
+  if (avx2 && has_avxvnni() && wanted("avxvnni")) return with(kernels_avx2(), int_kernels_avxvnni());
+  if (avx2 && wanted("avx2")) return with(kernels_avx2(), int_kernels_avx2());
 #endif
-  if (isa.empty() || isa == "generic") return kernels_generic();
-  throw Error("this machine has no instruction set '" + isa + "'; expected avx512, avx2 or generic, as far as it has them");
+  if (isa.empty() || isa == "generic") return with(kernels_generic(), int_kernels_generic());
+  throw Error("this machine has no instruction set '" + isa +
+              "'; expected avx512vnni, avx512, avxvnni, avx2 or generic, as far as it has them");
 }
 
 constexpr int64_t kLeastPlanBytes = int64_t(256) << 20;
@@ -96,19 +127,28 @@ int64_t Engine::packed_bytes() const {
   return planner_.packed_bytes();
 }
 
-// 10^9 multiply-adds a second of one thread, the most of several tries.
-double Engine::peak() const {
+namespace {
+
+// 10^9 vectors a second, of kChains a round, by one thread: the most of several tries.
+template <class F>
+double rate(F multiply_adds) {
   constexpr int64_t rounds = 40000;
   double best = 1e30;
-  volatile float used = 0.0f;  // or there would be no need to reckon
+  volatile auto used = multiply_adds(1);  // or there would be no need to reckon
   for (int i = 0; i < 50; i++) {
     const auto start = std::chrono::steady_clock::now();
-    used = kernels_->multiply_adds(rounds);
+    used = multiply_adds(rounds);
     best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
   (void)used;
-  return double(rounds * kChains * kernels_->lanes) / best * 1e-9;
+  return double(rounds * kChains) / best * 1e-9;
 }
+
+}  // namespace
+
+double Engine::peak() const { return rate(kernels_->multiply_adds) * kernels_->lanes; }
+
+double Engine::int_peak() const { return rate(kernels_->int8->multiply_adds) * kernels_->lanes * 4; }
 
 std::string Engine::table() {
   std::shared_ptr<const Plan> plan;
@@ -138,6 +178,7 @@ std::string Engine::table() {
       const Step& step = *entry.step;
       text += &entry == &slice.steps().front() ? "\n{" : ",\n{";
       add("op", step.op);
+      add("bits", step.bits());
       add("images", slice.kind.images);
       add("threads", slice.kind.team);
       add("nanoseconds", step.milliseconds * 1e6);

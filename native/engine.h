@@ -26,6 +26,7 @@ class Engine {
   const Shape& output() const { return program_.shapes.back(); }
   const Kernels& kernels() const { return *kernels_; }
   double peak() const;
+  double int_peak() const;
   int64_t workspace_bytes() const;
   int64_t packed_bytes() const;
   // The plan of the batch that ran last, or was planned last, as JSON.

@@ -8,6 +8,7 @@ namespace splore {
 
 const Kernels* SPLORE_TABLE() {
   static const Kernels table = {SPLORE_ISA_NAME,
+                                nullptr,
                                 SPLORE_LANES,
                                 multiply_adds,
                                 kWinogradRows,

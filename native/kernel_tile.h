@@ -115,6 +115,12 @@ struct Keep {
   }
 };
 
+// The lanes whose index is negative become `fill`.
+SPLORE_INLINE void fill_outside(float* out, const int32_t* index, int32_t fill) {
+  Ints* to = reinterpret_cast<Ints*>(out);
+  *to = *reinterpret_cast<const Ints*>(index) < 0 ? fill - Ints{} : *to;
+}
+
 // Copies a block of the tile's input into columns.
 template <int R, int C>
 void gather_tile(const Gather& g, const ConvBlock& block, const ConvTile& tile, float* out) {
@@ -136,6 +142,7 @@ void gather_tile(const Gather& g, const ConvBlock& block, const ConvTile& tile, 
         } else {
           store(out + v * L, how.spread == kNear ? pick_near(plane, how.start, index) : pick(plane, index));
         }
+        if (g.fill) fill_outside(out + v * L, index, g.fill);
       }
     }
   }

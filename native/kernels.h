@@ -80,6 +80,7 @@ struct Gather {
   const int32_t* taps;   // images: floats from the tile's corner
   int32_t tap_count;
   ptrdiff_t row, column;  // images: floats between the tile's rows and columns
+  int32_t fill;           // pixels: the bits of what lies beyond the map
 };
 
 struct ConvArgs {
@@ -219,8 +220,11 @@ struct ProductArgs {
 
 constexpr int kChains = 10;  // sums that don't wait for each other: more than multiply-adds are under way at once
 
+struct IntKernels;
+
 struct Kernels {
   const char* name;
+  const IntKernels* int8;  // those in eight bits
   int lanes;
   float (*multiply_adds)(int64_t rounds);  // kChains vectors of them a round, out of registers
   int winograd_rows;  // rows of B that share a transformed input

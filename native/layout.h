@@ -32,6 +32,7 @@ struct Storage {
   ptrdiff_t tail = 0;     // batch-interleaved layout: floats after the last plane, its lower border
   ptrdiff_t lanes = 0;    // of a vector
   ptrdiff_t vectors = 0;  // planar layout: vectors from the first pixel to the last one
+  uint32_t fill = 0;      // the bits of what lies around the pixels: zeros, or four zero points of a value in bytes
   const int32_t* mask = nullptr;  // planar layout: which lanes of those vectors are pixels
 
   ptrdiff_t size() const { return shape.c * plane + tail; }

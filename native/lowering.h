@@ -13,7 +13,8 @@ namespace splore {
 
 struct SliceStep {
   std::unique_ptr<Step> step;
-  ConvStep* conv = nullptr;  // the step, where it is a convolution
+  TunedStep* tuned = nullptr;  // the step, where there are several ways to do it
+  ConvStep* conv = nullptr;    // the step, where it is a convolution in float32
   bool may_fuse = false;     // with the next one, row by row
   bool fused = false;
 };

@@ -16,22 +16,24 @@ void ScratchSize::include(const ScratchSize& other) {
 namespace {
 
 void clear_border(const Storage& s, float* arena, int64_t begin, int64_t end) {
+  float zero;
+  std::memcpy(&zero, &s.fill, sizeof zero);
   for (int64_t c = begin; c < end; c++) {
     float* plane = arena + s.offset + c * s.plane;
-    std::fill(plane, plane + s.first, 0.0f);
+    std::fill(plane, plane + s.first, zero);
     if (s.vectors) {  // the planar layout: the steps mask what lies between rows
       // What follows the last pixel is written with its vector.
       float* after = plane + s.first + s.vectors * s.lanes;
-      std::fill(after, plane + s.plane, 0.0f);
+      std::fill(after, plane + s.plane, zero);
       continue;
     }
     const ptrdiff_t used = s.shape.w * s.column;
     for (int64_t y = 0; y < s.shape.h; y++) {
       float* after = plane + s.first + y * s.row + used;
-      std::fill(after, y + 1 < s.shape.h ? after + s.row - used : plane + s.plane, 0.0f);
+      std::fill(after, y + 1 < s.shape.h ? after + s.row - used : plane + s.plane, zero);
     }
   }
-  if (end == s.shape.c) std::fill_n(arena + s.offset + end * s.plane, s.tail, 0.0f);
+  if (end == s.shape.c) std::fill_n(arena + s.offset + end * s.plane, s.tail, zero);
 }
 
 }  // namespace

@@ -6,13 +6,12 @@
 
 namespace splore {
 
-std::shared_ptr<const PackedConv> Packings::shared(int op, std::shared_ptr<const PackedConv> packed) {
+std::shared_ptr<const Packing> Packings::find(int op, std::shared_ptr<const Packing> packed) {
   std::lock_guard<std::mutex> lock(splore::shared().mutex);  // a child after a fork must find this whole
   auto& list = known_[op];
   list.erase(std::remove_if(list.begin(), list.end(), [](const auto& known) { return known.expired(); }), list.end());
   for (const auto& known : list)
-    if (auto other = known.lock(); other && other->packed_as == packed->packed_as && other->offsets == packed->offsets)
-      return other;
+    if (auto other = known.lock(); other && other->same_as(*packed)) return other;
   list.push_back(packed);
   return packed;
 }

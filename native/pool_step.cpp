@@ -1,25 +1,12 @@
 // Maximum and average pools. A task is a channel. Windows are cut at the edges of the map: no border is read.
-#include <algorithm>
 #include <limits>
 #include <vector>
 
+#include "pool_span.h"
 #include "step.h"
 
 namespace splore {
 namespace {
-
-// The part of a window that lies on the map, along one side.
-struct Span {
-  int64_t begin, end;
-  int64_t padded;  // how much of the window lies on the padded map
-  int64_t size() const { return end - begin; }
-};
-
-Span span(int64_t output, int64_t stride, int64_t kernel, int64_t before, int64_t side, int64_t after) {
-  const int64_t begin = output * stride - before;
-  const int64_t end = begin + kernel;
-  return {std::max<int64_t>(begin, 0), std::min(end, side), std::min(end, side + after) - begin};
-}
 
 class PoolStep : public Step {
  public:

@@ -1,5 +1,3 @@
-#include "program.h"
-
 #include <algorithm>
 #include <limits>
 #include <map>
@@ -27,6 +25,7 @@ class Checker {
         throw Error("operation " + std::to_string(i) + ": " + error.what());
       }
     }
+    expect(!program_.quant(program_.ops.size()), "the output must be in float32");
     return std::move(program_);
   }
 
@@ -48,12 +47,13 @@ class Checker {
       op.inputs.push_back(int(value));
     }
     const Shape out = sized(shape_of(op, word));
+    check_quants(op, word, arrays_, program_);
     program_.shapes.push_back(out);
     program_.ops.push_back(std::move(op));
   }
 
   Shape shape_of(Op& op, const int64_t* word) {
-    if (op.kind >= SPLORE_REORDER) {
+    if (op.kind >= SPLORE_REORDER && op.kind <= SPLORE_MATMUL_TRANSPOSED) {
       std::vector<Shape> inputs;
       for (int value : op.inputs) inputs.push_back(program_.shapes[size_t(value)]);
       return check_tensor_op(op, word, inputs, arrays_);
@@ -62,6 +62,7 @@ class Checker {
     const auto count = op.inputs.size();
     switch (op.kind) {
       case SPLORE_CONV:
+      case SPLORE_INT_CONV:
         expect(count <= 2, "a convolution has one or two inputs");
         return convolution(op, word, x);
       case SPLORE_MAX_POOL:
@@ -84,6 +85,10 @@ class Checker {
         return x;
       case SPLORE_ACTIVATE:
         expect(count == 1, "an activation has one input");
+        return x;
+      case SPLORE_CONVERT:
+      case SPLORE_LOOKUP:
+        expect(count == 1, "a conversion has one input");
         return x;
       case SPLORE_AFFINE:
         expect(count == 1, "an affine operation has one input");
@@ -136,6 +141,10 @@ class Checker {
     if (word[SPLORE_SCALE] != -1) {
       op.scale = floats(word[SPLORE_SCALE], x.c);
       op.shift = floats(word[SPLORE_SHIFT], x.c);
+    }
+    if (op.kind == SPLORE_INT_CONV) {
+      op.int_weight = int_weight_of(word, arrays_, {n, x.c / groups, op.window.taps(), groups});
+      return out;
     }
     Weight& weight = op.weight;
     weight.n = n;

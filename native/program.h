@@ -52,6 +52,30 @@ struct Factor {
 // A dimension that counts through its factors, the last one fastest.
 using Factors = std::vector<Factor>;
 
+// How a value is stored in bytes, scale (byte - zero); without a scale it is float32.
+struct Quant {
+  float scale = 0;
+  int zero = 0;
+  explicit operator bool() const { return scale > 0; }
+  bool operator==(const Quant& o) const { return scale == o.scale && zero == o.zero; }
+  uint32_t word() const { return uint32_t(zero) * 0x01010101u; }  // four zero points
+};
+
+// The same as `Weight` in signed bytes, as splore/engine/integer.py has it. `channels` and k are those of a group.
+struct IntWeight {
+  int64_t n = 0, channels = 0, taps = 0, k = 0, rank = 0, blocks_count = 0;
+  const float* scale = nullptr;
+  const int8_t* dense = nullptr;
+  const int8_t* blocks = nullptr;
+  const uint32_t* positions = nullptr;
+  const uint32_t* rows = nullptr;
+  const int8_t* a = nullptr;
+  const int8_t* b = nullptr;
+  const float* a_scale = nullptr;
+  const float* b_scale = nullptr;
+  float t_scale = 0;
+};
+
 struct Op {
   int64_t kind;
   int64_t act;
@@ -69,11 +93,15 @@ struct Op {
   const uint32_t* places = nullptr;  // SPLORE_COLUMNS, of a resampling
   Factors channels, rows, columns;  // of a reordering
   int64_t offset[3] = {0, 0, 0};
+  Quant quant;  // of its result
+  IntWeight int_weight;
+  const uint8_t* table = nullptr;
 };
 
 struct Program {
   std::vector<Op> ops;
   std::vector<Shape> shapes;  // of every value
+  Quant quant(size_t value) const { return value ? ops[value - 1].quant : Quant{}; }
 };
 
 // Throws Error with the operation at fault.

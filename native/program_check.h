@@ -26,6 +26,8 @@ class Arrays {
     return raw_.arrays[index].count;
   }
   const float* floats(int64_t index, int64_t count) const { return array<float>(index, count, SPLORE_FLOAT32); }
+  const int8_t* bytes(int64_t index, int64_t count) const { return array<int8_t>(index, count, SPLORE_INT8); }
+  const uint8_t* table(int64_t index) const { return array<uint8_t>(index, 256, SPLORE_UINT8); }
   const uint32_t* places(int64_t index, int64_t count) const { return array<uint32_t>(index, count, SPLORE_UINT32); }
 
  private:
@@ -45,5 +47,14 @@ class Arrays {
 
 // Checks an operation on tensors, SPLORE_REORDER or a later kind, fills in what it has, and gives the shape of its output.
 Shape check_tensor_op(Op& op, const int64_t* word, const std::vector<Shape>& inputs, const Arrays& arrays);
+
+struct IntWeightSize {
+  int64_t n, channels, taps, groups;  // channels of a group
+};
+
+IntWeight int_weight_of(const int64_t* word, const Arrays& arrays, const IntWeightSize& size);
+
+// Reads how the operation stores its result, and checks that it can, and can read its inputs as they are stored.
+void check_quants(Op& op, const int64_t* word, const Arrays& arrays, const Program& program);
 
 }  // namespace splore

@@ -63,7 +63,7 @@ std::string to_text(const Slice& slice) {
                      ",\"nanoseconds\":" + nanoseconds(slice.milliseconds()) + ",\"steps\":[";
   for (const SliceStep& entry : slice.steps()) {
     text += (&entry == &slice.steps().front() ? "[" : ",[") + nanoseconds(entry.step->milliseconds);
-    if (entry.conv) text += ",\"" + entry.conv->describe(entry.conv->choice()) + "\"," + (entry.fused ? "true" : "false");
+    if (entry.tuned) text += ",\"" + entry.tuned->describe(entry.tuned->choice()) + "\"," + (entry.fused ? "true" : "false");
     text += "]";
   }
   return text + "]}";
@@ -71,7 +71,7 @@ std::string to_text(const Slice& slice) {
 
 double milliseconds(const Json& nanoseconds) { return double(nanoseconds.integer(0, kMostNanoseconds)) * 1e-6; }
 
-ConvChoice find_choice(const ConvStep& conv, const std::string& kernel) {
+ConvChoice find_choice(const TunedStep& conv, const std::string& kernel) {
   for (const ConvChoice& choice : conv.candidates())
     if (conv.describe(choice) == kernel) return choice;
   throw Error("operation " + std::to_string(conv.op) + " has no kernel '" + kernel.substr(0, 80) + "' here");
@@ -88,12 +88,12 @@ std::shared_ptr<const Slice> slice_from(const Json& saved, const Program& progra
   for (size_t i = 0; i < list.size(); i++) {
     const SliceStep& step = slice->steps()[i];
     const std::vector<Json>& entry = list[i].list();
-    if (entry.size() != (step.conv ? 3 : 1)) throw Error("a step is incomplete");
+    if (entry.size() != (step.tuned ? 3 : 1)) throw Error("a step is incomplete");
     ConvChoice choice;
-    if (step.conv) choice = find_choice(*step.conv, entry[1].text());
+    if (step.tuned) choice = find_choice(*step.tuned, entry[1].text());
     slice->settle(i, &choice, packings);
     slice->set_milliseconds(i, milliseconds(entry[0]));
-    if (!step.conv || !entry[2].boolean()) continue;
+    if (!step.tuned || !entry[2].boolean()) continue;
     if (!step.may_fuse) throw Error("two steps are fused that can't be here");
     slice->fuse(i);
   }

@@ -21,9 +21,9 @@ Slice::Slice(const Program& program, const Kernels& kernels, const SliceKind& ki
 
 void Slice::settle(size_t step, const ConvChoice* choice, Packings& packings) {
   SliceStep& entry = lowered_.steps[step];
-  if (entry.conv) {
-    entry.conv->choose(*choice);
-    entry.conv->settle(packings);
+  if (entry.tuned) {
+    entry.tuned->choose(*choice);
+    entry.tuned->settle(packings);
   }
   scratch_size_.include(entry.step->scratch());
 }

@@ -169,6 +169,8 @@ int64_t splore_packed(const splore_engine* engine) { return engine ? engine->eng
 
 double splore_peak(const splore_engine* engine) { return engine ? engine->engine.peak() : 0; }
 
+double splore_int_peak(const splore_engine* engine) { return engine->engine.int_peak(); }
+
 int64_t splore_table(splore_engine* engine, char* text, int64_t size) {
   std::string table;
   if (guarded(nullptr, 0, [&] { table = given(engine, "the engine").engine.table(); })) table = "{}";

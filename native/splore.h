@@ -1,4 +1,4 @@
-/* The engine behind one C header: runs a program (see src/splore/engine/program.py) on CPUs, in float32.
+/* The engine behind one C header: runs a program (see src/splore/engine/program.py) on CPUs, in float32 and in eight bits.
  *
  * Life of an engine: splore_open reads a program file, or splore_create takes a program as data; both check everything. Then
  * splore_plan chooses kernels for a batch size by timing them on this machine, splore_run runs as often as wanted, and
@@ -76,6 +76,13 @@ enum {
   SPLORE_ROWS,    /* (n + 1), uint32 */
   SPLORE_SCALE,   /* (c): of an affine operation, a normalisation, or what comes before a convolution: relu(scale x + shift) */
   SPLORE_SHIFT,   /* (c) */
+  SPLORE_QUANT,   /* (2): scale and zero point of a result that is stored in bytes; see src/splore/engine/integer.py */
+  /* of weights in bytes: DENSE, A, B and VALUES (4 z, the blocks) are int8, COLUMNS are the blocks' positions, and */
+  SPLORE_WEIGHT_SCALE, /* (n) */
+  SPLORE_A_SCALE,      /* (n) */
+  SPLORE_B_SCALE,      /* (r) */
+  SPLORE_T_SCALE,      /* (1) */
+  SPLORE_TABLE,        /* (256), uint8 */
   SPLORE_OP_WORDS
 };
 
@@ -102,7 +109,11 @@ enum {
   SPLORE_NORM_GROUP,
   SPLORE_SOFTMAX, /* GROUPS */
   SPLORE_MATMUL, /* GROUPS; VALUES: the scale */
-  SPLORE_MATMUL_TRANSPOSED
+  SPLORE_MATMUL_TRANSPOSED,
+  /* See src/splore/engine/integer.py. */
+  SPLORE_INT_CONV, /* weights in bytes, of a value in bytes */
+  SPLORE_CONVERT, /* float32 to bytes where there is a QUANT, else bytes to float32 */
+  SPLORE_LOOKUP /* table[byte] */
 };
 
 /* The function of a combination. */
@@ -150,7 +161,7 @@ SPLORE_API const char* splore_version(void);
 
 typedef struct splore_options {
   int64_t size; /* sizeof(splore_options) */
-  const char* isa; /* "avx512", "avx2", "generic", or NULL or "" for the best of this machine */
+  const char* isa; /* "avx512vnni", "avx512", "avxvnni", "avx2", "generic", or NULL or "" for the best of this machine */
   int64_t threads; /* that work on a run: 1 to 1024 */
   int64_t deterministic; /* not 0: an image's result is the same to the bit, whatever the batch, the timing and the engine, on
                             machines of one instruction set; slower, and planned without timing */
@@ -198,7 +209,7 @@ SPLORE_API void splore_input(const splore_engine* engine, int64_t shape[3]);
 SPLORE_API void splore_output(const splore_engine* engine, int64_t shape[3]);
 
 /* What follows gives 0, or "", for no engine.
- * "avx512", "avx2" or "generic". */
+ * One of the names of splore_options.isa. */
 SPLORE_API const char* splore_isa(const splore_engine* engine);
 
 /* Bytes of activations and scratch that the plans made so far use at the most during a run of one caller. */
@@ -209,6 +220,9 @@ SPLORE_API int64_t splore_packed(const splore_engine* engine);
 
 /* 10^9 multiply-adds a second that one thread reaches out of registers alone; takes some milliseconds. */
 SPLORE_API double splore_peak(const splore_engine* engine);
+
+/* The same of products of bytes. */
+SPLORE_API double splore_int_peak(const splore_engine* engine);
 
 /* The plan of the batch that ran last, or was planned last, as JSON. Returns the bytes needed, the zero byte included; writes at
  * most `size` of them. */

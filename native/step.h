@@ -34,6 +34,7 @@ class Step {
   virtual ScratchSize scratch() const { return {}; }
   virtual std::string kernel() const = 0;
   virtual int64_t multiply_adds() const { return 0; }  // of one image
+  virtual int bits() const { return 32; }              // of what it computes with
 
   // Zeros around worker's share of the channels of what the step writes; done by every worker during the step.
   void clear_borders(float* arena, int worker, int team) const;

@@ -66,7 +66,7 @@ void Tuner::tune() {
 void Tuner::tune(size_t i) {
   Step& step = *steps_[i].step;
   const ConvChoice* choice = nullptr;
-  if (ConvStep* conv = steps_[i].conv) {
+  if (TunedStep* conv = steps_[i].tuned) {
     const std::string signature = conv->signature();
     auto known = chosen_.find(signature);
     if (known == chosen_.end()) known = chosen_.emplace(signature, fastest(*conv, *steps_[i - 1].step)).first;
@@ -78,7 +78,7 @@ void Tuner::tune(size_t i) {
 }
 
 // Times each tile with its first block, and then the other blocks of the best tiles.
-ConvChoice Tuner::fastest(ConvStep& conv, const Step& before) {
+ConvChoice Tuner::fastest(TunedStep& conv, const Step& before) {
   std::vector<ConvChoice> all = conv.candidates(), list;
   for (const ConvChoice& c : all)
     if (conv.describe(c).find(forced_) != std::string::npos) list.push_back(c);
@@ -102,7 +102,7 @@ ConvChoice Tuner::fastest(ConvStep& conv, const Step& before) {
   return list[best];
 }
 
-double Tuner::time_choice(ConvStep& conv, const ConvChoice& choice, const Step& before) {
+double Tuner::time_choice(TunedStep& conv, const ConvChoice& choice, const Step& before) {
   const ScratchSize size = slice_.scratch_size_;
   conv.choose(choice);
   slice_.scratch_size_.include(conv.scratch());

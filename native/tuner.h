@@ -21,8 +21,8 @@ class Tuner {
 
  private:
   void tune(size_t step);
-  ConvChoice fastest(ConvStep& conv, const Step& before);
-  double time_choice(ConvStep& conv, const ConvChoice& choice, const Step& before);
+  ConvChoice fastest(TunedStep& conv, const Step& before);
+  double time_choice(TunedStep& conv, const ConvChoice& choice, const Step& before);
   double time_step(const Step& step, int64_t tasks, const Step* before);
   void choose_row_fusion();
   double time_fused(size_t first, bool fused);

@@ -281,6 +281,11 @@ void PackedConv::pack_patterns(const SparseMatrix& matrix, const PackRequest& re
   for (size_t p = 0; p < parts.size(); p++) parts[p].pattern = patterns.data() + p * blocks.size();
 }
 
+bool PackedConv::same_as(const Packing& other) const {
+  const auto* packed = dynamic_cast<const PackedConv*>(&other);
+  return packed && packed->packed_as == packed_as && packed->offsets == offsets;
+}
+
 int64_t PackedConv::bytes() const {
   const size_t floats = b.size() + winograd.size() + dense.size() + a_packed.size();
   return int64_t((floats + offsets.size() + tap_counts.size()) * 4 + rows.size() * sizeof(SparseRow) +

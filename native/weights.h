@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "packings.h"
 #include "program.h"
 
 namespace splore {
@@ -91,7 +92,7 @@ struct PackRequest {
   }
 };
 
-struct PackedConv {
+struct PackedConv : Packing {
   std::vector<ConvBlock> blocks;
   std::vector<ConvPart> parts;
   std::vector<SparseBlock> sparse;  // [part][block]
@@ -108,7 +109,8 @@ struct PackedConv {
   // `matrix` for the sparse stream, `folded` for the dense kernel; the other may be null.
   PackedConv(const Op& op, const SparseMatrix* matrix, const float* folded, const PackRequest& request);
   PackedConv(const PackedConv&) = delete;
-  int64_t bytes() const;
+  int64_t bytes() const override;
+  bool same_as(const Packing& other) const override;
 
  private:
   void pack_blocks(const Op& op, const float* folded, const PackRequest& request);

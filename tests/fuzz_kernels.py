@@ -41,7 +41,7 @@ KERNELS = (
     "2x4",
     "block 8 ",
 )
-ISAS = ("generic", "avx2", "avx512")
+ISAS = ("generic", "avx2", "avxvnni", "avx512", "avx512vnni")
 CLOSE = 1e-4  # of the largest number of a result
 NOISE = 1e-6  # of the input, where a program makes much of little
 

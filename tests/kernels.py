@@ -15,7 +15,7 @@ def available() -> list[str]:
         return []
     tiny = random_program(0)
     found = []
-    for isa in ("generic", "avx2", "avx512"):
+    for isa in ("generic", "avx2", "avxvnni", "avx512", "avx512vnni"):
         try:
             NativeProgram(tiny, isa)
         except NativeError:

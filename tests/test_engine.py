@@ -196,7 +196,9 @@ def test_without_the_library_the_reference_runs(monkeypatch):
 @needs_native
 def test_what_the_library_refuses_does_not_run_in_numpy(monkeypatch):
     monkeypatch.setenv("SPLORE_ISA", "avx215")
-    with pytest.raises(ValueError, match="can't run this program.*'avx215'; expected avx512, avx2 or generic"):
+    with pytest.raises(
+        ValueError, match="can't run this program.*'avx215'; expected avx512vnni, avx512, avxvnni, avx2 or generic"
+    ):
         engine_of(small_net(), torch.randn(1, 3, 16, 16))
 
 

@@ -86,6 +86,7 @@ def load_library() -> ctypes.CDLL:
         "splore_workspace": (number, engine),
         "splore_packed": (number, engine),
         "splore_peak": (ctypes.c_double, engine),
+        "splore_int_peak": (ctypes.c_double, engine),
         "splore_table": (number, engine, text, number),
         "splore_destroy": (None, engine),
     }

@@ -1,7 +1,7 @@
 """A program in the native engine.
 
-Environment: SPLORE_ISA (avx512, avx2 or generic) forces an instruction set; SPLORE_PLAN=fast makes plans without
-timing, for tests.
+Environment: SPLORE_ISA (avx512vnni, avx512, avxvnni, avx2 or generic) forces an instruction set;
+SPLORE_PLAN=fast makes plans without timing, for tests.
 """
 
 import ctypes
@@ -21,7 +21,8 @@ from splore.machine import usable_cores
 class NativeProgram:
     """A program in the native engine. Any number of threads may use it at once.
 
-    `isa` is avx512, avx2 or generic; None takes SPLORE_ISA, or the best that the machine has. `threads` work on a run
+    `isa` is avx512vnni, avx512, avxvnni, avx2 or generic; None takes SPLORE_ISA, or the best that the machine has.
+    `threads` work on a run
     (default: every core that this process may use). `deterministic` gives an image the same result to the bit, whatever
     the batch and the engine. Plans hold at most `plan_bytes` of packed weights; 0 takes 256 MiB, or four times the
     program's arrays. Raises NativeError where the library can't be loaded, or has no such instruction set.
@@ -86,7 +87,8 @@ class NativeProgram:
             nanoseconds = row.pop("nanoseconds")
             row["ms"] = nanoseconds / 1e6
             row["gmacs_per_s"] = row["macs"] / nanoseconds if nanoseconds else 0.0
-            row["peak_share"] = row["gmacs_per_s"] / (row["threads"] * self.peak)
+            peak = self.peak if row["bits"] == 32 else self.int_peak
+            row["peak_share"] = row["gmacs_per_s"] / (row["threads"] * peak)
             row["name"] = self.program.ops[row["op"]].name if row["op"] >= 0 else row["kernel"]
         return rows
 
@@ -101,9 +103,14 @@ class NativeProgram:
         """10^9 multiply-adds a second that one thread reaches out of registers alone, measured when first asked for."""
         return self._library.splore_peak(self._engine)
 
+    @cached_property
+    def int_peak(self) -> float:
+        """The same of products of bytes."""
+        return self._library.splore_int_peak(self._engine)
+
     @property
     def isa(self) -> str:
-        """avx512, avx2 or generic."""
+        """avx512vnni, avx512, avxvnni, avx2 or generic."""
         return self._library.splore_isa(self._engine).decode()
 
     @property

@@ -83,9 +83,10 @@ def _weight(op: Op, input: Shape) -> str:
         parts.append("dense")
     if weight.A is not None:
         parts.append(f"rank {weight.A.shape[1]}")
-    if weight.values is not None:
+    entries = weight.entries[-1]  # of S
+    if entries is not None:
         size = op.bias.size * input[0] * op.kernel[0] * op.kernel[1]
-        parts.append(f"{100 * weight.values.size / size:.3g} %")
+        parts.append(f"{100 * entries.size / size:.3g} %")
     return " + ".join(parts)
 
 

@@ -109,7 +109,7 @@ class Add:
     name: str
     inputs: tuple[int, ...]
     act: Act = Act.NONE
-    quant: Quant | None = None
+    quant: Quant | None = None  # of the sum
 
     def shape(self, *inputs: Shape) -> Shape:
         expect_inputs(inputs, 2)
