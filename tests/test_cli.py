@@ -17,6 +17,7 @@ from splore.runs.recipe import (
     DesignRecipe,
     FinetuneRecipe,
     HardwareRecipe,
+    QuantizeRecipe,
     Recipe,
     TrainRecipe,
 )
@@ -33,6 +34,7 @@ RECIPE_OPTIONS = [
     "--cut.params", "--cut.bytes", "--cut.macs", "--cut.ms", "--cut.batch", "--cut.threads", "--cut.budgets",
     "--cut.energy", "--cut.score", "--cut.ranks", "--cut.steps", "--cut.recalibrate_batches",
     "--finetune.epochs", "--finetune.lr", "--finetune.warmup_epochs", "--finetune.distill", "--finetune.temperature",
+    "--quantize.images", "--quantize.ranges", "--quantize.epochs", "--quantize.lr",
     "--hardware.device", "--hardware.precision", "--hardware.compile", "--hardware.channels_last",
     "--hardware.parallel", "--hardware.threads", "--hardware.checkpoint_minutes", "--hardware.trackers",
     "--hardware.keep_checkpoints",
@@ -45,6 +47,8 @@ OPTIONS = {
     "inspect": {"--help", "--model", "--classes", "--image", "--json"},
     "evaluate": {"--help", "--model", "--device", "--data.name", "--data.root", "--data.batch_size", "--data.download",
                  "--data.workers"},
+    "quantize": {"--help", "--out", "--model", *(name for name in RECIPE_OPTIONS if name.startswith(
+                 ("--data", "--quantize", "--train", "--hardware")))},
     "compile": {"--help", "--out", "--image", "--batch", "--threads", "--model", "--layers"},
     "bench": {"--help", "--against", "--image", "--batch", "--threads", "--seconds", "--model", "--layers", "--json"},
     "export": {"--help", "--to", "--out", "--image", "--model"},
@@ -60,10 +64,11 @@ ODD = Recipe(
     seed=17,
     evaluate_every=3,
     data=DataRecipe("cifar100", "0123", 64, True, 0),
-    design=DesignRecipe(0.25, "spatial", 4, ["re:layer[12]\\..*", "*"], ["fc", "null"], "random", 0.5),
+    design=DesignRecipe(0.25, "spatial", ["re:layer[12]\\..*", "*"], ["fc", "null"], "random", 0.5, 4),
     train=TrainRecipe(7, 1e-5, 1e-6, 0.0, 1e-10, 0.5, 0.1, 3.0, "none", False, 0.0, 1e-3),
     cut=CutRecipe(None, 0.2, 0.3, 4.0, 3, 2, [0.5], 0.99, "relative", 0.5, 4, 0),
     finetune=FinetuneRecipe(5, 1e-4, 0.25, 0.5, 1e3),
+    quantize=QuantizeRecipe(64, "max", 2, 1e-3),
     hardware=HardwareRecipe("cpu", "bf16", True, False, "fsdp", 3, 1e-3, ["tensorboard", "wandb"], True),
 )
 

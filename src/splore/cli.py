@@ -10,7 +10,9 @@ from splore.commands.parser import Misuse
 from splore.failures import exit_code, explained
 from splore.names import nearest
 
-COMMANDS = ("run", "sweep", "recipe", "inspect", "evaluate", "report", "compile", "bench", "export", "push")
+COMMANDS = (
+    "run", "sweep", "recipe", "inspect", "evaluate", "quantize", "report", "compile", "bench", "export", "push",
+)  # fmt: skip
 """Each is a module of `splore.commands`, imported when it is asked for."""
 
 USAGE = """\
@@ -23,6 +25,7 @@ splore learns every weight of a network as a low-rank plus a sparse matrix, W = 
   splore recipe                                               the default recipe, each key explained
   splore inspect FILE_OR_MODEL                                the table of layers: rank, density, cost
   splore evaluate FILE --data.name NAME [--data.root DIR]     accuracy of a model file on the test images
+  splore quantize FILE --data.name NAME [-o FILE]             the same net in eight bits, and what it loses
   splore report RUN [RUN ...] [--out FILE] [--time]           one HTML page on finished runs, to open offline
   splore compile FILE [--image C,H,W] -o NET.splore           a program that the engine runs, without PyTorch
   splore bench FILE [--batch N ...] [--threads N]             its latency, throughput and memory, and other runtimes'

@@ -31,8 +31,6 @@ class Design:
         rank: rank of L: a whole number; a fraction of min(m, k); `Energy` of the singular values; or `Budget` of the
             whole net's parameters. 0 means no low-rank part. None is 0.05, or with `params` what that makes worth it.
         sparse: whether layers get a sparse part S.
-        block: what of S is kept or cut together: so many neighbouring input channels of one output channel and one tap.
-            1 is the S of the paper; 4 suits the engine in eight bits, and takes one position for four entries.
         scheme: the matricisation of convolution kernels.
         include: layers to decompose: names, globs, `re:` patterns, class names or classes; all that can be by default.
         exclude: layers to leave dense, in the same terms.
@@ -45,11 +43,12 @@ class Design:
         params: parameters that the net may hold from the start, as a number or as a share (a float) of the dense net's:
             ranks and entries of S are chosen for it together, where they do most for each layer's share of its energy,
             and S is masked as a cut would mask it. A trained start only. `rank` is then the most that a layer gets.
+        block: what of S is kept or cut together: so many neighbouring input channels of one output channel and one tap.
+            1 is the S of the paper; 4 suits the engine in eight bits, and takes one position for four entries.
     """
 
     rank: Rank | None = None
     sparse: bool = True
-    block: int = 1
     scheme: Scheme = Scheme.CHANNEL
     include: tuple[Pattern, ...] = ("*",)
     exclude: tuple[Pattern, ...] = ()
@@ -57,6 +56,7 @@ class Design:
     trained: bool = False
     density: float = 1.0
     params: int | float | None = None
+    block: int = 1
 
     def __post_init__(self) -> None:
         if self.rank is not None:

@@ -18,7 +18,7 @@ from splore.capture.export import Captured, capture
 from splore.design.eight_bits import round_weights
 from splore.design.layers import check_finite
 from splore.engine.engine import run_torch
-from splore.engine.program import Program
+from splore.engine.program import Conv, Program
 from splore.engine.quantise import Ranges, observe
 from splore.forward import Epochs, batches_of, evaluating, split
 
@@ -34,7 +34,9 @@ BINS, SHARES = 4096, np.linspace(0.15, 1.0, 60)
 """Bins of the histogram, and the shares of the extremes that `mse` tries."""
 
 
-def quantize(model: nn.Module, loader: Iterable | Epochs, *, images: int = 256, ranges: RangeRule = "mse") -> Ranges:
+def quantize(
+    model: nn.Module, loader: Iterable | Epochs, *, images: int = 256, ranges: RangeRule | Ranges = "mse"
+) -> Ranges:
     """Makes a model one in eight bits, in place: what is saved then is int8, and what is compiled runs in it.
 
     The weights of convolutions and linear layers are rounded, and stay float32 tensors: the model can be evaluated,
@@ -45,7 +47,7 @@ def quantize(model: nn.Module, loader: Iterable | Epochs, *, images: int = 256, 
         loader: batches of float32 inputs, as `recalibrate` takes them, preprocessed as for inference.
         images: how many of them to measure ranges by; a few hundred do.
         ranges: `mse` makes least of the mean squared error of rounding and clipping, for each activation; `percentile`
-            keeps 99.99 % of its values on either side; `max` all of them.
+            keeps 99.99 % of its values on either side; `max` all of them. Or the ranges themselves.
 
     Returns:
         (low, high) by the name of each activation.
@@ -53,15 +55,36 @@ def quantize(model: nn.Module, loader: Iterable | Epochs, *, images: int = 256, 
     Raises:
         ValueError: a model that can't be compiled; a loader that gives no inputs, or others than one tensor each.
     """
+    found = measured(model, loader, images, ranges) if isinstance(ranges, str) else ranges
+    round_weights(model)
+    model.activation_ranges = found  # type: ignore[assignment]
+    return found
+
+
+def measured(model: nn.Module, loader: Iterable | Epochs, images: int, rule: RangeRule) -> Ranges:
+    """The ranges that `quantize` gives a model, which stays as it is: those of its rounded weights."""
     if images < 1:
         raise ValueError(f"expected at least one image to measure ranges by, found {images}")
     check_finite(model)
     batches = list(_inputs(loader, images))
     if not batches:
         raise ValueError("quantize needs at least one batch, and the loader gave none")
-    round_weights(model)
-    found = measure(captured(model, batches[0]), batches, ranges)
-    model.activation_ranges = found  # type: ignore[assignment]
+    net = copy.deepcopy(model)
+    round_weights(net)
+    return measure(captured(net, batches[0]), batches, rule)
+
+
+def input_ranges(model: nn.Module, loader: Iterable | Epochs, ranges: Ranges) -> Ranges:
+    """The range of what each convolution and linear layer reads, by the layer's name, for `splore.train.rounding`."""
+    modules, found = dict(model.named_modules()), Ranges()
+    segments = captured(model, next(_inputs(loader, 1))).segments
+    for program in (segment for segment in segments if isinstance(segment, Program)):
+        for op in program.ops:
+            layer = op.name if op.name in modules else op.name.removesuffix(".B").removesuffix(".S")
+            source = program.ops[op.inputs[0] - 1].name if op.inputs[0] else "input"
+            span = ranges.get(f"{op.name}.pre", ranges.get(source))
+            if isinstance(op, Conv) and layer in modules and span is not None:
+                found.setdefault(layer, span)
     return found
 
 

@@ -71,6 +71,7 @@ def _ends(run: RunFolder) -> list[dict]:
         "after training": trained,
         "after the cut": trained + steps - 1,
         "after fine-tuning": trained + tuned,
+        "in eight bits": trained + tuned + run.recipe.get("quantize", {}).get("epochs", 0),
     }
     return [
         {

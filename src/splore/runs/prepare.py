@@ -68,7 +68,7 @@ def prepare(recipe: Recipe, out: Path) -> Prepared:
     hardware = recipe.hardware
     if hardware.threads:
         torch.set_num_threads(hardware.threads)
-    accelerator = _accelerator(hardware, out)
+    accelerator = accelerator_of(hardware, out)
     layout = torch.channels_last if hardware.channels_last else torch.contiguous_format
     data = open_split(recipe.data, recipe.seed, accelerator, layout)
     torch.manual_seed(recipe.seed)
@@ -139,7 +139,8 @@ def _check_budget(recipe: Recipe, model: nn.Module, image_shape: tuple[int, ...]
         raise ValueError(f"cut.{currency_of(cut)}: {error}") from error
 
 
-def _accelerator(hardware: HardwareRecipe, out: Path) -> Accelerator:
+def accelerator_of(hardware: HardwareRecipe, out: Path) -> Accelerator:
+    """The device and the processes that `hardware` names. Raises as `prepare` does."""
     AcceleratorState._reset_state()  # a process may make several runs, each of its own precision
     accelerator = Accelerator(
         cpu=hardware.device == "cpu",

@@ -40,23 +40,23 @@ class DesignRecipe:
         rank: rank of L = A·B per layer: a whole number, a fraction of the full rank, {energy: share of the squared
             singular values to hold}, or {budget: share of the dense net's parameters that the net may hold without S}.
         scheme: channel (k x k convolution, then 1 x 1) or spatial (k x 1, then 1 x k).
-        block: what of S is kept or cut together: so many neighbouring input channels of one output channel and one tap;
-            1 as in the paper, 4 for the engine in eight bits.
         include: layers to decompose: names, globs, re: patterns or class names; * is all that can be.
         exclude: layers to leave dense, in the same terms.
         start: from scratch, svd (L and S are parts of the weight that the dense layer draws) or random (A, B and S are
             drawn apart); trained keeps the weights that the net has, and so do pretrained and weights.
         density: share of the entries of S that a start from a pre-trained net fills, 0 to 1; below 1 its weights are
             approximated. Training may fill the rest.
+        block: what of S is kept or cut together: so many neighbouring input channels of one output channel and one tap;
+            1 as in the paper, 4 for the engine in eight bits.
     """
 
     rank: Rank = 4
     scheme: Literal["channel", "spatial"] = "channel"
-    block: int = 1
     include: list[str] = field(default_factory=lambda: ["*"])
     exclude: list[str] = field(default_factory=list)
     start: Start = "svd"
     density: float = 1.0
+    block: int = 1
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,23 @@ class FinetuneRecipe:
 
 
 @dataclass(frozen=True)
+class QuantizeRecipe:
+    """Eight bits, after all else.
+
+    Attributes:
+        images: training images to measure the ranges of activations by, some hundreds; 0 leaves the net in float32.
+        ranges: mse (least squared error of rounding and clipping), percentile (99.99 % of the values) or max (all).
+        epochs: passes over the training images with weights and activations rounded and the masks held.
+        lr: peak learning rate of SGD in these.
+    """
+
+    images: int = 0
+    ranges: Literal["mse", "percentile", "max"] = "mse"
+    epochs: int = 0
+    lr: float = 0.005
+
+
+@dataclass(frozen=True)
 class HardwareRecipe:
     """How it runs; the results' meaning does not change.
 
@@ -196,6 +213,7 @@ class Recipe:
         train: stage b.
         cut: stage c, the cut.
         finetune: stage c, fine-tuning.
+        quantize: eight bits.
         hardware: how it runs.
     """
 
@@ -211,6 +229,7 @@ class Recipe:
     train: TrainRecipe = field(default_factory=TrainRecipe)
     cut: CutRecipe = field(default_factory=CutRecipe)
     finetune: FinetuneRecipe = field(default_factory=FinetuneRecipe)
+    quantize: QuantizeRecipe = field(default_factory=QuantizeRecipe)
     hardware: HardwareRecipe = field(default_factory=HardwareRecipe)
 
     @property
@@ -247,6 +266,8 @@ def check_recipe(recipe: Recipe) -> None:
         ("finetune.epochs", tune.epochs, 0),
         ("data.batch_size", recipe.data.batch_size, 2),
         ("evaluate_every", recipe.evaluate_every, 1),
+        ("quantize.images", recipe.quantize.images, 0),
+        ("quantize.epochs", recipe.quantize.epochs, 0),
         ("cut.steps", cut.steps, 1),
         ("cut.recalibrate_batches", cut.recalibrate_batches, 0),
         ("train.l1", train.l1, 0),
@@ -269,23 +290,24 @@ def check_recipe(recipe: Recipe) -> None:
     for name, share in shares:
         if isinstance(share, float | int) and not 0 < share <= 1:
             raise ValueError(f"{name} must be above 0 and at most 1, found {share}")
-    for name, rate in (("train.lr", train.lr), ("finetune.lr", tune.lr), ("finetune.temperature", tune.temperature)):
+    rates = [("train.lr", train.lr), ("finetune.lr", tune.lr), ("finetune.temperature", tune.temperature)]
+    for name, rate in (*rates, ("quantize.lr", recipe.quantize.lr)):
         if not 0 < rate < math.inf:
             raise ValueError(f"{name} must be above 0, found {rate}")
     if not 0 <= train.final_lr <= train.lr:
         raise ValueError(f"train.final_lr must lie between 0 and train.lr ({train.lr}), found {train.final_lr}")
-    parts = [
-        ("train.momentum", train.momentum),
-        ("train.label_smoothing", train.label_smoothing),
-        ("finetune.distill", tune.distill),
-    ]
-    for name, part in parts:
+    parts = [("train.momentum", train.momentum), ("train.label_smoothing", train.label_smoothing)]
+    for name, part in (*parts, ("finetune.distill", tune.distill)):
         if not 0 <= part <= 1:
             raise ValueError(f"{name} must lie between 0 and 1, found {part}")
     if tune.distill and not recipe.baseline:
         raise ValueError("finetune.distill needs the dense baseline to learn from: set baseline: true")
     if cut.steps > max(tune.epochs, 1):
         raise ValueError(f"cut.steps ({cut.steps}) can't exceed finetune.epochs ({tune.epochs})")
+    if recipe.quantize.epochs and not recipe.quantize.images:
+        raise ValueError("quantize.epochs needs ranges to round by: set quantize.images, 256 for instance")
+    if recipe.hardware.parallel == "fsdp" and recipe.quantize.epochs:
+        raise ValueError("hardware.parallel: fsdp doesn't go with quantize.epochs: use ddp, or splore quantize after")
     if recipe.hardware.parallel == "fsdp" and recipe.hardware.compile:
         raise ValueError("hardware.parallel: fsdp doesn't go with hardware.compile: true, set one of them otherwise")
     if recipe.hardware.parallel == "fsdp" and recipe.hardware.precision == "fp16":

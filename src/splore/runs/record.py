@@ -28,6 +28,7 @@ FILES = {
     "after training": "trained.safetensors",
     "after the cut": "cut.safetensors",
     "after fine-tuning": "model.safetensors",
+    "in eight bits": "quantized.safetensors",
 }
 """The rows of the table of stages, and the model file of each."""
 

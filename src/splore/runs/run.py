@@ -1,5 +1,6 @@
 """One run of the method: the dense baseline, then stages a, b and c, from a recipe to a compressed file."""
 
+import copy
 import warnings
 from collections import Counter
 from contextlib import nullcontext
@@ -12,12 +13,14 @@ from torch import nn
 
 from splore.design.layers import decomposed_layers
 from splore.design.prices import Priced, said
+from splore.measure.accuracy import Score
 from splore.measure.cost import cost
 from splore.measure.tables import stage_table
 from splore.modelfile.file import dense_bytes, load, save
 from splore.postprocess import prune as cuts
 from splore.postprocess import rank_cut as ranks
 from splore.postprocess.recalibrate import recalibrate
+from splore.runs.eight_bits import to_eight_bits
 from splore.runs.prepare import Prepared
 from splore.runs.processes import average_statistics, common_score
 from splore.runs.progress import Display
@@ -66,6 +69,7 @@ class Run:
                 display.say(str(prepared.structure))
                 self._train(model)
                 self._finetune(model, teacher)
+                self._quantize(model)
             display.say(stage_table(self.record.table()))
             layers = decomposed_layers(model).values()
             if self.recipe.method == "low-rank+sparse" and layers and not any(layer.rank for layer in layers):
@@ -189,10 +193,18 @@ class Run:
             for each in missed:
                 self.display.say(f"cut.{currency_of(self.recipe.cut)}: {each.message}")
 
-    def _row(self, name: str, model: nn.Module) -> None:
-        """Measures the model, saves it, and adds a row to the table of stages."""
+    def _quantize(self, model: nn.Module) -> None:
+        """Eight bits, beside the net in float32. A run that is interrupted here begins it again."""
+        if self.recipe.quantize.images and self.record.row("in eight bits") is None:
+            net = copy.deepcopy(model)
+            data, accelerator = self.prepared.data, self.prepared.accelerator
+            score = to_eight_bits(net, self.recipe, data, accelerator, self.display, self.stop)
+            self._row("in eight bits", net, score)
+
+    def _row(self, name: str, model: nn.Module, score: Score | None = None) -> None:
+        """Measures the model, unless its score is known, saves it, and adds a row to the table of stages."""
         prepared = self.prepared
-        score = common_score(model, prepared.data.test, prepared.accelerator)
+        score = score or common_score(model, prepared.data.test, prepared.accelerator)
         if prepared.main:
             save(model, self.out / FILES[name])
         prepared.accelerator.wait_for_everyone()
