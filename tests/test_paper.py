@@ -11,7 +11,7 @@ import run
 
 import splore
 from splore.design.prices import Params
-from splore.runs.recipe import check_recipe
+from splore.runs.recipe_check import check_recipe
 from splore.runs.recipe_file import load_recipe
 
 

@@ -40,7 +40,7 @@ def quantize_file(file: str, out: Path, recipe: "Recipe", model: str | None = No
     from splore.runs.prepare import accelerator_of, check_outputs, open_split
     from splore.runs.processes import common_score
     from splore.runs.progress import Display
-    from splore.runs.recipe import check_recipe
+    from splore.runs.recipe_check import check_recipe
     from splore.runs.stop import StopRequest
 
     check_recipe(recipe)

@@ -48,7 +48,7 @@ def run(recipe: "Recipe", out: Path, resume: bool = False) -> int:
     Nothing is written before the data, the model and the budgets have been found to be possible.
     """
     from splore.runs.branch import branches
-    from splore.runs.recipe import check_recipe
+    from splore.runs.recipe_check import check_recipe
     from splore.runs.recipe_file import recipe_yaml
 
     if resume and any(out.glob("*seed-*/")):

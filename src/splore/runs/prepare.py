@@ -18,8 +18,9 @@ from splore.design.decompose import Summary, decompose
 from splore.design.layers import decomposed_layers
 from splore.design.prices import check_within
 from splore.forward import evaluating
-from splore.runs.recipe import DataRecipe, HardwareRecipe, Recipe, check_recipe, design_of
+from splore.runs.recipe import DataRecipe, HardwareRecipe, Recipe, design_of
 from splore.runs.recipe_budget import budget_of, currency_of
+from splore.runs.recipe_check import check_recipe
 from splore.vision import Data, build, open_data, read_weights, start_from
 
 

@@ -16,7 +16,8 @@ from splore.files import write_whole
 from splore.machine import usable_cores
 from splore.names import nearest
 from splore.runs.folder import SUMMARY
-from splore.runs.recipe import Method, Recipe, check_recipe
+from splore.runs.recipe import Method, Recipe
+from splore.runs.recipe_check import check_recipe
 from splore.runs.recipe_file import overrides
 from splore.runs.stop import on_stop
 from splore.runs.trial import Trial, carry_out, log_of
