@@ -182,7 +182,7 @@ def test_a_terminal_shows_the_progress_live(tmp_path):
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-    words = [*TINY, "--train.epochs=1", "--finetune.epochs=0", "--baseline=false", "--out=out"]
+    words = [*TINY, "--train.epochs=1", "--finetune.epochs=1", "--baseline=false", "--out=out"]
     command = Command(["run", *words], tmp_path, env={"SLEEP": "0.5", "TERM": "xterm"}, terminal=os.ttyname(child))
     done = command.wait()
     os.close(child)
@@ -198,7 +198,7 @@ def test_a_terminal_shows_the_progress_live(tmp_path):
         r"train +epoch 1/1",
         r"loss \d",
         r"acc \d+\.\d %",
-        r"params \d+\.\d+ % of dense",
+        r"kept \d+\.\d+ %",
         r"\d+ img/s",
         r"-:--:--|\d:\d\d",
     ):

@@ -47,8 +47,8 @@ class Display:
     def update(self, epoch: int, step: int, loss: float, accuracy: float, kept: float | None, speed: float) -> None:
         """The state within an epoch: accuracy on the training images in %, speed in images per second.
 
-        `kept` is the share of the dense net's parameters that the net holds, above 1 while L comes on top of a full S;
-        None for the dense net.
+        `kept` is the share of the dense net's parameters that the net holds; None for the dense net. While L comes on
+        top of a full S it is above 1, and not shown.
         """
         if self._task is None:
             return
@@ -56,7 +56,7 @@ class Display:
             self._task,
             completed=epoch * self._steps + step,
             epoch=f"{epoch + 1}/{self._epochs}",
-            figures=f"loss {loss:.3f}  acc {accuracy:.1f} %{_of_dense(kept)}  {speed:.0f} img/s",
+            figures=f"loss {loss:.3f}  acc {accuracy:.1f} %{_share(kept)}  {speed:.0f} img/s",
         )
 
     def epoch(
@@ -64,10 +64,8 @@ class Display:
     ) -> None:
         """One epoch is over: its line, with the accuracy on the test images where it was measured."""
         tested = "" if test is None else f"  test {test:.2f} %"
-        self.console.print(
-            f"{self._stage:<9} epoch {epoch + 1}/{self._epochs}  loss {loss:.4f}  acc {accuracy:.2f} %{tested}"
-            f"{_of_dense(kept)}  {speed:.0f} img/s"
-        )
+        figures = f"loss {loss:.3f}  acc {accuracy:.1f} %{tested}{_share(kept)}"
+        self.console.print(f"{self._stage} epoch {epoch + 1}/{self._epochs}  {figures}")
         self.update(epoch, self._steps, loss, accuracy, kept, speed)
 
     def say(self, text: object) -> None:
@@ -75,5 +73,5 @@ class Display:
         self.console.print(text)
 
 
-def _of_dense(kept: float | None) -> str:
-    return "" if kept is None else f"  params {100 * kept:.2f} % of dense"
+def _share(kept: float | None) -> str:
+    return "" if kept is None or kept > 1 else f"  kept {100 * kept:.1f} %"
