@@ -90,3 +90,25 @@ def test_export_writes_the_dense_net_by_the_name_of_the_file(folder):
 )
 def test_mistakes_are_told_in_a_line(words, parts, folder):
     run(*words, folder=folder).refused(*parts, code=2)
+
+
+def accuracy(done):
+    assert done.code == 0 and "accuracy" in done.out, done
+    return float(done.out.partition("accuracy ")[2].partition(" %")[0])
+
+
+def test_evaluate_takes_programs_and_normalises_and_orders_as_the_file_says(program, folder):
+    """The same net that expects other numbers, and other places of the classes, is right as often."""
+    words = ["--data.name=digits", "--device=cpu"]
+    usual = accuracy(run("evaluate", "digits.safetensors", *words, folder=folder))
+    assert accuracy(run("evaluate", program, *words, folder=folder, env=FAST)) == usual
+    model = splore.load(folder / "digits.safetensors")
+    first = next(module for module in model.modules() if hasattr(module, "in_channels"))
+    with torch.no_grad():  # twice the contrast: the first layer takes half of everything
+        first.set_parts(first.A / 2, first.B, first.S / 2, first.mask)
+    steps = splore.Preprocessing((8, 8), (0.0,), (8 / 255,))
+    splore.save(model, folder / "contrast.safetensors", task=splore.Task(TASK.classes, steps))
+    assert accuracy(run("evaluate", "contrast.safetensors", *words, folder=folder)) == usual
+    other = splore.Task(("ten", *TASK.classes[1:]), TASK.preprocessing)
+    splore.save(model, folder / "other.safetensors", task=other)
+    run("evaluate", "other.safetensors", *words, folder=folder).refused("no class '0'", code=1)

@@ -114,7 +114,7 @@ def open_split(images: DataRecipe, seed: int, accelerator: Accelerator, layout: 
 
 def check_outputs(model: nn.Module, data: Data) -> None:
     """Raises ValueError when a model's output is not one number per class of the data."""
-    parameter = next(model.parameters())
+    parameter = next(model.parameters(), torch.zeros(()))  # a compiled program has none
     try:
         with torch.no_grad(), evaluating(model):
             shape = tuple(model(parameter.new_zeros(1, *data.image_shape)).shape)
