@@ -3,11 +3,13 @@
     python benchmarks/engine.py --net vgg19 --kept 0.03 --rank 4 --batch 1 32 --json results.json
 
 Every runtime gets the same weights, folded dense, and its results are compared with the dense network in PyTorch before
-anything is timed. The runtimes then take turns, so that a busy moment of the machine meets all of them; a figure is the
-median of `--repeats` such turns.
+anything is timed. With `--bits 8 --block 4` the engine runs in eight bits, its sparse part in blocks; what runs in
+eight bits or in bfloat16 is off by what rounding makes, and says by how much. The runtimes then take turns, so that a
+busy moment of the machine meets all of them; a figure is the median of `--repeats` such turns.
 """
 
 import argparse
+import copy
 import gc
 import sys
 import tempfile
@@ -19,15 +21,17 @@ import numpy as np
 import torch
 from networks import Structure, images, network
 from rows import add_row
-from runtimes import PEERS, Run, export, missing, quiet, versions
+from runtimes import CALIBRATION, PEERS, Run, export, missing, quiet, versions
 
 from splore.capture.compile import compile
 from splore.capture.export import densified
 from splore.deploy.memory import peak_mib
 from splore.engine.engine import Engine, run_torch
 from splore.measure.provenance import provenance
+from splore.postprocess.quantize import quantize
 
-TOLERANCE = 1e-4  # of the largest result, for the engine and for every peer
+TOLERANCE = 1e-4  # of the largest result, for whatever runs in float32
+ROUNDED = 0.2  # the same in eight bits and in bfloat16, on random weights
 SAMPLE = 0.05  # seconds that a timed sample takes at least, as a sum of runs
 PAUSE = 0.01  # seconds between two samples, at least
 
@@ -37,13 +41,13 @@ def main() -> int:
     quiet()
     torch.set_num_threads(options.threads)
     peers = chosen_peers(options.peers)
-    structure = Structure(options.kept, options.rank)
+    structure = Structure(options.kept, options.rank, block=options.block)
     model, kept = network(options.net, structure)
     print(f"{options.net}: keeps {kept:.4g} of the parameters (rank {options.rank:g}), {options.threads} threads")
     for batch in options.batch:
         row = measure(model, options, batch, peers) | {"kept": round(kept, 5)}
         if options.json:
-            add_row(options.json, row, ("net", "kept", "rank", "batch", "threads", "size"))
+            add_row(options.json, row, ("net", "kept", "rank", "batch", "threads", "size", "bits", "block"))
     return 0
 
 
@@ -54,6 +58,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--rank", type=float, default=4, help="rank of every layer, or below 1 the share of L in a layer"
     )
+    parser.add_argument("--bits", type=int, choices=(8, 32), default=32, help="of the engine's numbers")
+    parser.add_argument("--block", type=int, choices=(1, 4), default=1, help="input channels of a block of S")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 32], help="images at a time")
     parser.add_argument("--threads", type=int, default=2, help="of every runtime")
     parser.add_argument("--size", type=int, help="height and width of the images")
@@ -77,7 +83,7 @@ def measure(model: torch.nn.Module, options: argparse.Namespace, batch: int, pee
     x = images(options.net, batch, options.size)
     dense = densified(model)[0]
     expected = run_torch(dense, [x.numpy()])[0]
-    engine = compile(model, x, options.threads)
+    engine = compile(in_bytes(model, x) if options.bits == 8 else model, x, options.threads)
     runs: dict[str, Run] = {"engine": engine}
     for peer in peers:
         try:
@@ -86,15 +92,17 @@ def measure(model: torch.nn.Module, options: argparse.Namespace, batch: int, pee
             print(f"left out: {peer}, because it can't run this network here: {error}")
     errors = {name: relative_error(run(x.numpy()), expected) for name, run in runs.items()}
     for name, error in errors.items():
-        if not error <= TOLERANCE:
+        rounded = name.endswith(("int8", "bf16")) or (name == "engine" and options.bits == 8)
+        if not error <= (ROUNDED if rounded else TOLERANCE):
             raise SystemExit(f"{name} differs from PyTorch by {error:.2g} of the largest result: not timed")
     times = interleaved_ms(runs, x.numpy(), options.repeats)
     medians = {name: round(median(samples), 4) for name, samples in times.items()}
     ours, others = medians.pop("engine"), medians
     row = {
         "net": options.net, "kept": options.kept, "rank": options.rank, "batch": batch, "threads": options.threads,
-        "size": x.shape[-1], "engine_ms": ours, "peers": others,
+        "size": x.shape[-1], "bits": options.bits, "block": options.block, "engine_ms": ours, "peers": others,
         "speedup": round(min(others.values()) / ours, 3) if others else None, "max_error": errors["engine"],
+        "errors": {name: float(f"{error:.3g}") for name, error in errors.items()},
         "spread": {name: [round(min(ms), 4), round(max(ms), 4)] for name, ms in times.items()},
         "n": options.repeats, "verdict": engine.summary().splitlines()[0], "packages": versions(),
     }  # fmt: skip
@@ -104,6 +112,13 @@ def measure(model: torch.nn.Module, options: argparse.Namespace, batch: int, pee
     del runs
     gc.collect()
     return row
+
+
+def in_bytes(model: torch.nn.Module, x: torch.Tensor) -> torch.nn.Module:
+    """A copy of the model in eight bits, its ranges measured on the images."""
+    model = copy.deepcopy(model)
+    quantize(model, [x[:CALIBRATION]], images=CALIBRATION)
+    return model
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
@@ -163,7 +178,8 @@ def report(row: dict, engine: Engine, options: argparse.Namespace) -> None:
     for name, ms in sorted({"engine": row["engine_ms"], **row["peers"]}.items(), key=lambda item: item[1]):
         low, high = row["spread"][name]
         memory = f"  {row['peak_mib'][name]:8.1f} MiB" if name in row.get("peak_mib", {}) else ""
-        print(f"  {name:14} {ms:9.3f} ms  ({low:.3f} to {high:.3f}){memory}")
+        off = f"  off by {row['errors'][name]:.1e}"
+        print(f"  {name:17} {ms:9.3f} ms  ({low:.3f} to {high:.3f}){off}{memory}")
     if row["speedup"]:
         print(f"  {row['speedup']:.2f}x the fastest peer; largest error {row['max_error']:.1e}; {row['verdict']}")
     if options.layers:

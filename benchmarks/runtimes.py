@@ -11,11 +11,14 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
+import int8_runtimes
 import numpy as np
 import torch
 from torch import nn
 
 from splore.deploy.runtimes import Run, onnx_session, openvino_model
+
+CALIBRATION = 8  # images that ranges are measured on, at the most
 
 
 def eager(model: nn.Module, x: torch.Tensor, threads: int) -> Run:
@@ -52,11 +55,32 @@ def export(model: nn.Module, x: torch.Tensor, path: Path) -> Path:
     return path
 
 
+def onnx_runtime_int8(model: nn.Module, x: torch.Tensor, threads: int) -> Run:
+    return _by_file(model, x, threads, int8_runtimes.onnx_runtime_int8)
+
+
+def openvino_int8(model: nn.Module, x: torch.Tensor, threads: int) -> Run:
+    return _by_file(model, x, threads, int8_runtimes.openvino_int8)
+
+
+def openvino_bf16(model: nn.Module, x: torch.Tensor, threads: int) -> Run:
+    return _by_file(model, x, threads, int8_runtimes.openvino_bf16)
+
+
+def _by_file(model: nn.Module, x: torch.Tensor, threads: int, load: Callable[[Path, np.ndarray, int], Run]) -> Run:
+    """What `load` makes of the exported model, ranges measured on the images themselves."""
+    with tempfile.TemporaryDirectory() as directory:
+        return load(export(model, x, Path(directory) / "net.onnx"), x.numpy()[:CALIBRATION], threads)
+
+
 PEERS: dict[str, tuple[tuple[str, ...], Callable[[nn.Module, torch.Tensor, int], Run]]] = {
     "torch eager": (("torch",), eager),
     "torch.compile": (("torch",), compiled),
     "ONNX Runtime": (("onnx", "onnxscript", "onnxruntime"), onnx_runtime),
     "OpenVINO": (("onnx", "onnxscript", "openvino"), openvino),
+    "ONNX Runtime int8": (("onnx", "onnxscript", "onnxruntime"), onnx_runtime_int8),
+    "OpenVINO int8": (("onnx", "onnxscript", "openvino", "nncf"), openvino_int8),
+    "OpenVINO bf16": (("onnx", "onnxscript", "openvino"), openvino_bf16),
 }
 """What each peer needs installed, and what builds it."""
 

@@ -31,12 +31,15 @@ def onnx_session(path: Path, threads: int) -> Run:
     return lambda x: session.run(None, {name: x})[0]
 
 
-def openvino_model(path: Path, threads: int) -> Run:
-    """An ONNX file or an OpenVINO IR in OpenVINO, float32: one stream over all threads answers a request soonest."""
+def openvino_model(path: Path, threads: int, precision: str = "f32") -> Run:
+    """An ONNX file or an OpenVINO IR in OpenVINO, one stream over all threads: this answers a request soonest.
+
+    `precision` is that of what the file has in floats: f32 or bf16.
+    """
     import openvino
 
     settings = {
-        "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
     }  # fmt: skip
     request = openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from splore.engine import reference
 from splore.engine.integer import BLOCK, LARGEST, Convert, IntWeight, Quant, Table
 from splore.engine.program import Act, Activate, Add, Affine, Concat, Conv, Flatten, IntConv, Mul, Op, Pool, Program
+from splore.engine.tensor_ops import Constant
 from splore.engine.weight import Floats, Weight, owners
 
 Ranges = dict[str, tuple[float, float]]  # (low, high) with low <= 0 <= high
@@ -48,6 +49,10 @@ def observe(program: Program, images: Floats, include: Callable[[str, NDArray], 
     values = [np.ascontiguousarray(images, np.float32)]
     include("input", values[0])
     for op in program.ops:
+        if isinstance(op, Constant):
+            values.append(np.broadcast_to(op.data, (len(values[0]), *op.data.shape)))
+            include(op.name, values[-1])
+            continue
         inputs = [values[value] for value in op.inputs]
         values.append(reference.apply(op, *inputs))
         include(op.name, values[-1])
