@@ -6,6 +6,9 @@
 namespace splore {
 namespace {
 
+// Milliseconds that a team waits for a helper to wake up: half of what it does together, within these.
+constexpr double kLeastPatience = 0.1, kMostPatience = 2;
+
 int64_t slices_of(const Part& part) { return (part.images + part.slice->kind.images - 1) / part.slice->kind.images; }
 
 // Whether each worker takes whole slices. What a slice of one thread computes does not hang on who comes first: where tiles
@@ -45,16 +48,19 @@ void run_alone(const Job& job, Team& team, Context& context) {
   if (workers == 1)
     work(0);
   else
-    team.run(work);
+    team.run_loose(work);
 }
 
 void run_shared(const Job& job, Team& team, Context& context) {
   const Slice& slice = *job.part.slice;
   float* arena = context.reserve(slice.workspace(team.size()));
+  context.meeting.start(team.size());  // what may fail, fails here
+  const double patience = std::min(kMostPatience, std::max(kLeastPatience, slice.milliseconds() / 2));
   for (int64_t i = 0; i < slices_of(job.part); i++) {
     const Run run = job.slice(i, arena);
-    context.meeting.start(team.size());
-    team.run([&](int worker) { slice.work(worker, run, arena + slice.arena_floats(), context.meeting); });
+    team.run_present(
+        patience, [&](int workers) { context.meeting.start(workers); },
+        [&](int worker) { slice.work(worker, run, arena + slice.arena_floats(), context.meeting); });
   }
 }
 

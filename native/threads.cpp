@@ -4,6 +4,7 @@
 #include <sched.h>
 #include <signal.h>
 
+#include <chrono>
 #include <memory>
 #include <new>
 #include <string>
@@ -52,32 +53,41 @@ struct Job {
 
 // A thread that waits for jobs. It lives as long as the process.
 struct Helper {
-  alignas(64) std::atomic<const Job*> job{nullptr};
+  enum State { kIdle, kPosted, kWorking };
+  alignas(64) std::atomic<int> state{kIdle};
   std::atomic<bool> asleep{false};
-  int index = 0;  // in the job
+  const Job* job = nullptr;  // while posted or working
+  int index = 0;             // in the job
   std::mutex mutex;
   std::condition_variable wake;
 
   void post(const Job& next, int place) {
-    index = place;
-    job.store(&next);  // sequentially consistent, as `asleep` is: either we see the sleeper or it sees the job
+    job = &next, index = place;
+    state.store(kPosted);  // sequentially consistent, as `asleep` is: either we see the sleeper or it sees the job
     if (!asleep.load()) return;
     std::lock_guard<std::mutex> lock(mutex);
     wake.notify_one();
   }
 
+  // Whether it had not begun, and will not any more.
+  bool withdraw() {
+    int posted = kPosted;
+    return state.compare_exchange_strong(posted, kIdle);
+  }
+
   void serve() {
     for (;;) {
-      if (!spin([&] { return job.load(std::memory_order_acquire) != nullptr; }, kSpins)) {
+      if (!spin([&] { return state.load(std::memory_order_relaxed) == kPosted; }, kSpins)) {
         std::unique_lock<std::mutex> lock(mutex);
         asleep.store(true);
-        wake.wait(lock, [&] { return job.load() != nullptr; });
+        wake.wait(lock, [&] { return state.load() == kPosted; });
         asleep.store(false);
       }
-      const Job& now = *job.load(std::memory_order_acquire);
-      (*now.work)(index);
-      std::atomic<int>& busy = *now.busy;
-      job.store(nullptr, std::memory_order_relaxed);
+      int posted = kPosted;
+      if (!state.compare_exchange_strong(posted, kWorking)) continue;
+      (*job->work)(index);
+      std::atomic<int>& busy = *job->busy;
+      state.store(kIdle, std::memory_order_relaxed);
       busy.fetch_sub(1, std::memory_order_release);  // the job may be gone after this
     }
   }
@@ -174,6 +184,45 @@ void Team::run(const std::function<void(int)>& work) {
   std::atomic<int> busy{int(helpers_.size())};
   const Job job{&work, &busy};
   for (size_t i = 0; i < helpers_.size(); i++) helpers_[i]->post(job, int(i) + 1);
+  work(0);
+  spin([&] { return busy.load(std::memory_order_acquire) == 0; }, -1);
+}
+
+void Team::run_loose(const std::function<void(int)>& work) {
+  std::atomic<int> busy{int(helpers_.size())};
+  const Job job{&work, &busy};
+  for (size_t i = 0; i < helpers_.size(); i++) helpers_[i]->post(job, int(i) + 1);
+  work(0);
+  for (Helper* helper : helpers_)
+    if (helper->withdraw()) busy.fetch_sub(1, std::memory_order_relaxed);
+  spin([&] { return busy.load(std::memory_order_acquire) == 0; }, -1);
+}
+
+void Team::run_present(double milliseconds, const std::function<void(int)>& ready, const std::function<void(int)>& work) {
+  const int count = int(helpers_.size());
+  std::atomic<int> busy{count}, come{0};
+  std::atomic<bool> begun{false};
+  std::vector<int> places(size_t(count) + 1, 0);  // in the smaller team, by the place in the whole one
+  const std::function<void(int)> wait_and_work = [&](int index) {
+    come.fetch_add(1, std::memory_order_relaxed);
+    spin([&] { return begun.load(std::memory_order_acquire); }, -1);
+    work(places[size_t(index)]);
+  };
+  const Job job{&wait_and_work, &busy};
+  for (int i = 0; i < count; i++) helpers_[size_t(i)]->post(job, i + 1);
+  const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double, std::milli>(milliseconds);
+  const auto all = [&] { return come.load(std::memory_order_relaxed) == count; };
+  while (!spin(all, 256) && std::chrono::steady_clock::now() < end) {
+  }
+  int size = 1;
+  for (int i = 0; i < count; i++) {
+    if (helpers_[size_t(i)]->withdraw())
+      busy.fetch_sub(1, std::memory_order_relaxed);
+    else
+      places[size_t(i) + 1] = size++;
+  }
+  ready(size);
+  begun.store(true, std::memory_order_release);
   work(0);
   spin([&] { return busy.load(std::memory_order_acquire) == 0; }, -1);
 }

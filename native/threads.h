@@ -106,6 +106,12 @@ class Team {
   int size() const { return int(helpers_.size()) + 1; }
   // Runs work(0) here and work(1).. on the others, and returns when all have returned. Work must not throw.
   void run(const std::function<void(int)>& work);
+  // The same with those who are there: a helper whose processor is taken by others, by a spinning thread of OpenMP for example,
+  // would start a scheduler's tick too late. After `milliseconds` it is left out, and the rest go on as a smaller team: they
+  // start when ready(size) has returned.
+  void run_present(double milliseconds, const std::function<void(int)>& ready, const std::function<void(int)>& work);
+  // The same where helpers need not wait for each other: whoever comes before work(0) has returned takes part.
+  void run_loose(const std::function<void(int)>& work);
 
  private:
   std::vector<Helper*> helpers_;
