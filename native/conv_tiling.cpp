@@ -47,6 +47,7 @@ std::vector<TileShape> ConvTiling::shapes(size_t most, int most_vectors, bool po
     double outputs;
     if (layout_.planar) {
       if (s.rows > 1 || s.columns > map_.vectors) continue;
+      if (once && map_.vectors % s.columns) continue;
       int64_t tiles = (map_.vectors + s.columns - 1) / s.columns;
       if (tiles >= team_) tiles = (tiles + team_ - 1) / team_ * team_;  // some threads have a tile more than others
       outputs = double(tiles * s.columns) / double(map_.vectors);

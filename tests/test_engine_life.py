@@ -1,11 +1,13 @@
 """What a compiled engine promises over its life: the faster choice, a snapshot, plans, copies, threads and forks."""
 
+import contextlib
 import copy
 import io
 import os
 import pickle
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -46,6 +48,33 @@ def test_an_engine_keeps_computing_what_it_was_compiled_from(times, monkeypatch)
             tensor.mul_(1.5)
     torch.testing.assert_close(engine(x), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(engine(x[:2]), expected[:2], rtol=1e-4, atol=1e-5)
+
+
+@needs_native
+def test_parts_in_torch_run_on_one_thread_where_that_is_faster(monkeypatch):
+    from splore.engine import openmp
+
+    if openmp._library() is None:
+        pytest.skip("this torch runs on no OpenMP that is found")
+    x = torch.randn(2, 3, 16, 16)
+    torch.set_num_threads(2)
+    try:
+        seen = []
+        model = Tail().eval()
+        for faster in ((2.0, 1.0), (1.0, 2.0)):
+            times = iter([faster, (1.0, 2.0)])
+            monkeypatch.setattr("splore.engine.engine.median_ms", lambda *_, times=times: next(times))
+            engine = compile(model, x)
+            assert ("run on one thread" in engine.summary()) == (faster[1] < faster[0])
+            with openmp.one_thread() if engine._one_thread else contextlib.nullcontext():
+                seen.append(torch.get_num_threads())
+            expect_close(engine, model, x)
+            assert torch.get_num_threads() == 2
+        assert seen == [1, 2]
+        with openmp.one_thread(), ThreadPoolExecutor(1) as other:  # it is the thread's, not the process's
+            assert other.submit(torch.get_num_threads).result() == 2
+    finally:
+        torch.set_num_threads(1)
 
 
 @needs_native

@@ -11,11 +11,12 @@ This module imports no torch; only `splore.compile` and `Engine.as_module` do.
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
-from splore.engine import memory, plan_table, program_file
+from splore.engine import memory, openmp, plan_table, program_file
 from splore.engine.flow import Flow, only
 from splore.engine.program import Floats, Program
 from splore.engine.program_segment import ProgramSegment, median_ms
@@ -50,7 +51,7 @@ class Engine:
     `input` and `output` are the shapes of one image: (C, H, W), or (C,). Where a model gives a tuple or a dict of
     tensors its engine gives the same, and `output` is a tuple or a dict of shapes. Any number of threads may call an
     engine at once; callers that come together share the threads. Parts in torch run with as many threads as torch is
-    set to.
+    set to, or with one where `compile` finds that faster.
 
     An engine can be pickled and copied, plans included; `torch.load(..., weights_only=False)` reads what `torch.save`
     wrote. `save` and `load` need no torch and trust nothing.
@@ -81,6 +82,7 @@ class Engine:
         self._segments = [
             ProgramSegment(s, self.threads, deterministic) if isinstance(s, Program) else s for s in segments
         ]
+        self._one_thread = False  # in torch, where that is faster beside the threads of the programs
         self._flow = flow or Flow.chain(len(segments))
         self._dense: tuple[nn.Module, str] | None = None  # the torch model where it wins, and what the timing said
 
@@ -162,6 +164,7 @@ class Engine:
         parts += [
             s.summary() if isinstance(s, ProgramSegment) else plan_table.of_torch(s.reasons) for s in self._segments
         ]
+        parts += ["The parts in torch run on one thread, which is faster here."] if self._one_thread else []
         return "\n\n".join(parts)
 
     def steps(self) -> list[dict]:
@@ -181,23 +184,30 @@ class Engine:
         x = example_input.detach().numpy()
         if not len(x) or not any(isinstance(segment, ProgramSegment) for segment in self._segments):
             return
+        self._one_thread = False
+        if not all(isinstance(segment, ProgramSegment) for segment in self._segments):
+            many, one = median_ms(lambda: self._run(x), lambda: self._run(x, one_thread=True))
+            self._one_thread = one < many
         ours, theirs = median_ms(lambda: self._run(x), lambda: run_torch(dense, [x]))
         if theirs < 0.95 * ours:
             verdict = f"Runs the dense network in torch, {theirs:.3g} ms for a batch of {len(x)}"
             self._dense = dense, f"{verdict}: the plan below takes {ours:.3g} ms."
 
-    def _run(self, x: Floats) -> list:
+    def _run(self, x: Floats, one_thread: bool = False) -> list:
         """The results, in order."""
         if self._dense is not None:
             return run_torch(self._dense[0], [x])
-        return self._flow.run(self._segments, x, self._call)
+        alone = one_thread or self._one_thread
 
-    def _call(self, segment: "ProgramSegment | SegmentInTorch", values: list) -> Sequence:
-        return [segment(*values)] if isinstance(segment, ProgramSegment) else run_torch(segment, values)
+        def call(segment: "ProgramSegment | SegmentInTorch", values: list) -> Sequence:
+            return [segment(*values)] if isinstance(segment, ProgramSegment) else run_torch(segment, values, alone)
+
+        return self._flow.run(self._segments, x, call)
 
 
-def run_torch(module: "nn.Module | SegmentInTorch", values: Sequence) -> list:
-    """The tensors that a torch module gives for values as NumPy arrays, with the threads that torch is set to."""
+def run_torch(module: "nn.Module | SegmentInTorch", values: Sequence, alone: bool = False) -> list:
+    """The tensors that a torch module gives for values as NumPy arrays, with the threads that torch is set to, or on
+    the calling thread `alone`."""
     import torch
     from torch.utils._pytree import tree_leaves
 
@@ -207,7 +217,7 @@ def run_torch(module: "nn.Module | SegmentInTorch", values: Sequence) -> list:
     def to_numpy(value: Any) -> Any:  # noqa: ANN401
         return value.numpy() if isinstance(value, torch.Tensor) else value
 
-    with torch.no_grad():
+    with torch.no_grad(), openmp.one_thread() if alone else nullcontext():
         found = module(*map(to_torch, values))
     if isinstance(module, torch.nn.Module):
         return [leaf.numpy() for leaf in tree_leaves(found) if isinstance(leaf, torch.Tensor)]
