@@ -18,6 +18,7 @@ import time
 from collections import Counter
 
 import numpy as np
+from kernels import in_bytes, is_exact
 from programs import floats, random_program
 
 from splore.engine import reference
@@ -40,6 +41,7 @@ KERNELS = (
     "1x1",
     "2x4",
     "block 8 ",
+    "block 2 ",
 )
 ISAS = ("generic", "avx2", "avxvnni", "avx512", "avx512vnni")
 CLOSE = 1e-4  # of the largest number of a result
@@ -50,13 +52,16 @@ class WrongResult(AssertionError):
     """The kernels and their twin differ."""
 
 
-def check(seed: int, timed: float = 0.0, isas: tuple[str, ...] = ISAS) -> str:
+def check(seed: int, timed: float = 0.0, isas: tuple[str, ...] = ISAS, bytes_share: float = 0.4) -> str:
     """Runs the program of this number: `equal`, `refused`, or `not finite`, where there is nothing to compare.
 
     Raises WrongResult where the kernels and the twin differ.
     """
     rng = np.random.default_rng([seed, 1])
     program = random_program(seed)
+    integer = in_bytes(program, seed) if rng.random() < bytes_share else program
+    exact = is_exact(integer)
+    program = integer if exact else program
     isa, kernel, threads = (choices[rng.integers(len(choices))] for choices in (isas, KERNELS, (1, 1, 2, 3)))
     batches = [int(batch) for batch in rng.choice(BATCHES, 3, replace=False)]
     os.environ["SPLORE_PLAN"] = "" if rng.random() < timed else "fast"
@@ -73,7 +78,10 @@ def check(seed: int, timed: float = 0.0, isas: tuple[str, ...] = ISAS) -> str:
             engine.plan(batch)
             engine.run(np.full_like(x, np.nan))
             got = engine.run(x)
-            if not np.isfinite(want).all():
+            if exact:
+                if not np.array_equal(got, want):
+                    raise WrongResult(f"program {seed} in bytes is not equal: {isa}, {threads} threads, batch {batch}")
+            elif not np.isfinite(want).all():
                 found = "not finite"
             elif not close(program, x, want, got):
                 how = f"{isa}, {threads} threads, batch {batch} of {batches}, kernel {kernel!r}"

@@ -23,11 +23,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from kernels import in_bytes
 from programs import random_program
 from safetensors.numpy import save
 
 from splore.engine import program_file, reference
-from splore.engine.program import Program, arrays
+from splore.engine.program import Program
 
 HOSTILE = (
     0, 1, 2, 3, 7, -1, 15, 255, 256, 65535, 65536, 2**20, 2**20 + 1, 2**28, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**53,
@@ -141,9 +142,17 @@ def edit_json(tree: dict | list, rng: np.random.Generator) -> None:
         node[key] = copy.deepcopy(HOSTILE[rng.integers(len(HOSTILE))])
 
 
+def any_program(rng: np.random.Generator) -> Program:
+    """A random program, one in three in eight bits."""
+    seed = int(rng.integers(1 << 30))
+    program = random_program(seed)
+    return in_bytes(program, seed) if rng.random() < 0.33 else program
+
+
 def parts(program: Program) -> tuple[dict, dict[str, np.ndarray]]:
     structure = json.loads(json.dumps(program_file.describe(program)))
-    return structure, {f"{i}.{name}": array for i, op in enumerate(program.ops) for name, array in arrays(op)}
+    stored = ((i, *each) for i, op in enumerate(program.ops) for each in program_file.stored_arrays(op))
+    return structure, {f"{i}.{name}": array for i, name, array in stored}
 
 
 def signed(structure: object, tensors: dict[str, np.ndarray]) -> bytes:
@@ -157,7 +166,7 @@ def mutate(program: Program, rng: np.random.Generator) -> bytes:
     """A file that was valid, and probably is no more."""
     kind = rng.random()
     if kind < 0.05:
-        return signed(*parts(random_program(int(rng.integers(1 << 30)))))  # this one is
+        return signed(*parts(any_program(rng)))  # this one is
     with np.errstate(all="ignore"):
         if kind < 0.6:
             return (edit_structure if rng.random() < 0.6 else edit_tensors)(program, rng)
@@ -210,11 +219,11 @@ def native_or_reference() -> tuple[str, Callable[[Program, np.ndarray], np.ndarr
 def fuzz(files: int, seed: int, directory: Path, run: Callable, seconds: float = float("inf")) -> Counter[str]:
     """Counts what came of each file. The file at hand stays in the directory where anything but a ValueError comes."""
     rng, found, start = np.random.default_rng(seed), Counter(), time.monotonic()
-    seeds = [random_program(int(rng.integers(1 << 30))) for _ in range(50)]
+    seeds = [any_program(rng) for _ in range(50)]
     path = directory / "at_hand.splore"
     for number in range(files):
         if number % 500 == 499:  # fresh programs now and then
-            seeds[rng.integers(len(seeds))] = random_program(int(rng.integers(1 << 30)))
+            seeds[rng.integers(len(seeds))] = any_program(rng)
         faulthandler.dump_traceback_later(HANGS, exit=True)
         path.write_bytes(mutate(seeds[rng.integers(len(seeds))], rng))
         found[check(path, run)] += 1

@@ -4,8 +4,10 @@ import numpy as np
 from programs import floats, random_program, random_sparse
 
 from splore.engine import native, reference
+from splore.engine.integer import Convert
 from splore.engine.native import NativeError, NativeProgram
-from splore.engine.program import Act, Conv, Pool, Program, Scale, Weight
+from splore.engine.program import Act, Conv, IntConv, Pool, Program, Scale, Weight
+from splore.engine.quantise import calibrate, quantise
 
 
 def available() -> list[str]:
@@ -25,6 +27,23 @@ def available() -> list[str]:
 
 
 ISAS = available()
+
+
+def in_bytes(program: Program, seed: int) -> Program:
+    """The program in eight bits, as far as its values are finite for some images."""
+    x = floats(np.random.default_rng([seed, 2]), 3, *program.input)
+    with np.errstate(all="ignore"):
+        ranges = calibrate(program, [x])
+    return quantise(program, {name: pair for name, pair in ranges.items() if np.isfinite(pair).all()})
+
+
+def is_exact(program: Program) -> bool:
+    """Whether all that is reckoned in float32 are the last sums, products and clamps of an operation in bytes."""
+    clamps = (Act.NONE, Act.RELU, Act.RELU6)
+    return all(
+        isinstance(op, Convert) or (op.act in clamps if isinstance(op, IntConv) else getattr(op, "quant", None))
+        for op in program.ops
+    )
 
 
 def expect_equal(program: Program, images: int, threads: int = 1, isa: str | None = None, kernel: str = "") -> None:

@@ -6,36 +6,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels import ISAS
+from kernels import ISAS, in_bytes, is_exact
 from programs import floats, random_program, random_sparse
 
 from splore.engine import native, reference
 from splore.engine.integer import Convert, IntWeight, Quant, Table
 from splore.engine.native import NativeError, NativeProgram
 from splore.engine.program import Act, Conv, IntConv, Program
-from splore.engine.quantise import calibrate, quantise
 from splore.engine.weight import Scale, Weight
 
 pytestmark = [
     pytest.mark.skipif(not ISAS, reason="the native library is not built"),
     pytest.mark.usefixtures("fast_plans"),
 ]
-
-
-def in_bytes(program: Program, seed: int) -> Program:
-    x = floats(np.random.default_rng([seed, 2]), 3, *program.input)
-    with np.errstate(all="ignore"):
-        ranges = calibrate(program, [x])
-    return quantise(program, {name: pair for name, pair in ranges.items() if np.isfinite(pair).all()})
-
-
-def is_exact(program: Program) -> bool:
-    """Whether all that is reckoned in float32 are the last sums, products and clamps of an operation in bytes."""
-    clamps = (Act.NONE, Act.RELU, Act.RELU6)
-    return all(
-        isinstance(op, Convert) or (op.act in clamps if isinstance(op, IntConv) else getattr(op, "quant", None))
-        for op in program.ops
-    )
 
 
 def expect_equal(program: Program, images: int, threads: int, isa: str, kernel: str = "") -> None:
