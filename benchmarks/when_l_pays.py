@@ -1,7 +1,6 @@
 """Where L pays: a trained net cut to equal cost in each currency, with L and without, and no training after the cut.
 
-    python benchmarks/when_l_pays.py --net resnet20 --weights dense.safetensors --root DIR
-    python benchmarks/when_l_pays.py --table benchmarks/results/when_l_pays.json
+    python benchmarks/when_l_pays.py dense.safetensors --net resnet20 --root DIR
 
 Every layer starts as W = A·B + S with all of W. Ranks and entries are then chosen by their prices in parameters, bytes
 of the file, multiply-adds, or milliseconds of the engine on this machine, and cut; "S alone" has no ranks to choose.
@@ -108,24 +107,22 @@ def table(path: Path) -> str:
 
 
 def main() -> None:
-    """Measures, or prints the table of what was measured."""
+    """Measures the weights that are given, and prints the table of all that was measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", type=Path)
+    parser.add_argument("weights", type=Path, nargs="?", help="a model file, or a state dict; none for the table alone")
     parser.add_argument("--net", default="resnet20")
-    parser.add_argument("--weights", type=Path)
-    parser.add_argument("--data", default="cifar10")
-    parser.add_argument("--root")
     parser.add_argument("--kept", type=float, nargs="+", default=[0.1, 0.2, 0.3, 0.4])
     parser.add_argument("--currencies", nargs="+", default=["params", "bytes", "macs", "ms"])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32], help="of the engine, for milliseconds")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2, help="of the engine")
+    parser.add_argument("--data", default="cifar10")
+    parser.add_argument("--root", help="where the images are")
     parser.add_argument("--test", type=int, help="batches of test images; all by default")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/when_l_pays.json"))
     args = parser.parse_args()
-    if args.table:
-        print(table(args.table))
-    else:
+    if args.weights:
         measure(args)
+    print(table(args.json))
 
 
 if __name__ == "__main__":
