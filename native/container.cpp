@@ -57,6 +57,11 @@ int64_t Tensor::count() const {
   return count;
 }
 
+void expect_keys(const Json& object, const std::vector<std::string>& keys) {
+  expect(object.members().size() == 2 * keys.size(), "an attribute is missing or unknown");
+  for (const std::string& key : keys) object.at(key);
+}
+
 std::string shown(const std::string& text) { return "'" + text.substr(0, 80) + "'"; }
 
 // take(to, n) copies the next n bytes of a file of `size` bytes.

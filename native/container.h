@@ -40,6 +40,7 @@ class Container {
 };
 
 void expect(bool right, const std::string& what);  // throws Error
+void expect_keys(const Json& object, const std::vector<std::string>& keys);
 std::string shown(const std::string& text);        // of a file, in a message: not all of it
 
 }  // namespace splore

@@ -1,6 +1,9 @@
 #include "json.h"
 
+#include <cmath>
+#include <locale>
 #include <set>
+#include <sstream>
 
 namespace splore {
 
@@ -85,8 +88,8 @@ class JsonParser {
     if (!take(end)) fail("a comma or the end of a list was expected");
   }
 
-  // Whole numbers of 64 bits; of others it is only known that they are numbers.
   void number(Json& found) {
+    const size_t begin = at_;
     const bool negative = take('-');
     const size_t start = at_;
     uint64_t sum = 0;
@@ -109,6 +112,9 @@ class JsonParser {
     }
     found.kind_ = whole ? Json::kInteger : Json::kNumber;
     found.integer_ = negative ? -int64_t(sum) : int64_t(sum);
+    std::istringstream text{std::string(text_.substr(begin, at_ - begin))};
+    text.imbue(std::locale::classic());
+    if (!(text >> found.real_)) found.real_ = INFINITY;
   }
 
   std::string quoted() {
@@ -196,6 +202,12 @@ int64_t Json::integer(int64_t least, int64_t most) const {
     throw Error("expected a whole number from " + std::to_string(least) + " to " + std::to_string(most) + ", found " +
                 std::to_string(integer_));
   return integer_;
+}
+
+double Json::real() const {
+  if (kind_ != kInteger) expect(kNumber, "a number");
+  if (!std::isfinite(real_)) throw Error("expected a finite number");
+  return real_;
 }
 
 bool Json::boolean() const {

@@ -18,6 +18,7 @@ class Json {
   // These throw Error where the value is something else, or a key is missing.
   int64_t integer() const;
   int64_t integer(int64_t least, int64_t most) const;
+  double real() const;  // finite
   bool boolean() const;
   const std::string& text() const;
   const std::vector<Json>& list() const;
@@ -33,6 +34,7 @@ class Json {
 
   Kind kind_ = kNull;
   int64_t integer_ = 0;
+  double real_ = 0;
   std::string text_;
   std::vector<Json> items_;  // of a list; of an object, keys and values in turn
 };

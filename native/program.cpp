@@ -203,7 +203,7 @@ double image_bytes(const Program& program) {
   for (size_t i = 0; i < last; i++) {
     const Op& op = program.ops[i];
     for (int value : op.inputs) dies[size_t(value)] = i;
-    if (op.kind != SPLORE_CONV) continue;
+    if (op.kind != SPLORE_CONV && op.kind != SPLORE_INT_CONV) continue;
     const Shape& in = shapes[size_t(op.inputs[0])];
     Window& all = pads[{in.h, in.w}];
     all.top = std::max(all.top, op.window.top), all.left = std::max(all.left, op.window.left);
@@ -222,7 +222,9 @@ double image_bytes(const Program& program) {
     most = std::max(most, alive);
     alive -= ends[i];
     const Op& op = program.ops[i];
-    if (op.kind != SPLORE_CONV) continue;
+    const Shape& made = shapes[i + 1];
+    if (op.kind == SPLORE_REORDER) table = std::max(table, 2 * double(made.c + made.h + made.w));
+    if (op.kind != SPLORE_CONV && op.kind != SPLORE_INT_CONV) continue;
     const Shape &in = shapes[size_t(op.inputs[0])], &out = shapes[i + 1];
     table = std::max(table, double(op.window.taps()) * (double(in.c) + double(out.h * out.w) + kTile));
   }

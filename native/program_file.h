@@ -3,7 +3,7 @@
 
 #include <memory>
 
-#include "container.h"
+#include "file_operations.h"
 
 namespace splore {
 
@@ -19,15 +19,9 @@ class ProgramFile {
 
  private:
   std::string checksum(const std::string& structure) const;
-  void read(const Json& structure);
-  void read(size_t index, const Json& op, int64_t* words);
-  int64_t array(const std::string& name, size_t dimensions);
-  const std::vector<int64_t>* shape(size_t index, const char* name) const;  // or null
-  void check_shapes(size_t index, int64_t* words) const;
 
   const Container container_;
-  std::vector<int64_t> words_, inputs_;
-  std::vector<splore_array> arrays_;
+  FileOperations operations_{container_};
   splore_program program_{};
 };
 
