@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fuzz_program import mutate, parts, signed
-from kernels import ISAS, conv_program
+from kernels import ISAS, conv_program, in_bytes
 from native_file import opened, run, saved_plans
 from programs import floats, random_program
 
@@ -28,8 +28,8 @@ DOCS = Path(__file__).parents[1] / "docs" / "engine.md"
 
 
 def test_a_file_runs_as_its_program_does(tmp_path):
-    for seed in range(60):
-        program = random_program(seed)
+    for seed in range(80):
+        program = random_program(seed) if seed % 2 else in_bytes(random_program(seed), seed)
         program_file.save(program, tmp_path / "net.splore")
         x = floats(np.random.default_rng(seed), 5, *program.input)
         want = NativeProgram(program, threads=1).run(x)
@@ -42,7 +42,8 @@ def test_what_either_reader_takes_the_other_takes(tmp_path):
     rng, found = np.random.default_rng(5), {True: 0, False: 0}
     path = tmp_path / "net.splore"
     for seed in range(300):
-        path.write_bytes(mutate(random_program(seed), rng))
+        program = random_program(seed) if seed % 3 else in_bytes(random_program(seed), seed)
+        path.write_bytes(mutate(program, rng))
         try:
             program_file.load(path)
         except ValueError as error:
