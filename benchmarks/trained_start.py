@@ -93,10 +93,12 @@ def finetune(model: nn.Module, data: Data, epochs: int, lr: float) -> None:
 
 def measure(args: argparse.Namespace) -> None:
     """Adds a row for the dense net and for each method and share of the parameters that is kept."""
-    data = open_data(args.data, args.root, 128, args.seed, torch.device("cpu"))
+    data = open_data(
+        args.data, args.root, 128, args.seed, torch.device("cpu"), memory_format=torch.channels_last, workers=args.workers
+    )
     augmented = list(islice(data.train.epoch(0), args.recalibrate))
     images, test = augmented[: args.calibrate], list(islice(data.test.epoch(0), args.test))
-    dense = load(args.net, args.weights)
+    dense = load(args.net, args.weights).to(memory_format=torch.channels_last)
     config = {
         "net": args.net,
         "weights": hashlib.sha256(args.weights.read_bytes()).hexdigest()[:12],
@@ -168,6 +170,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, help="batches of test images; all by default")
     parser.add_argument("--epochs", type=int, default=0)
     parser.add_argument("--lr", type=float, default=0.01)
+    parser.add_argument("--workers", type=int, help="processes that read images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/trained_start.json"))
     args = parser.parse_args()

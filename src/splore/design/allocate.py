@@ -21,8 +21,9 @@ from torch import Tensor
 from splore.design.blocks import ENTRIES, Blocks, best_within
 
 CAUTION = 4.0
-"""c. With c = 1 a trained ResNet-20 at 30 % of its parameters came nearer to the outputs of the dense net than with S
-alone, and yet classified worse: a last layer took rank 10, for ten classes, and little else."""
+"""c, where nothing tells a better one. With c = 1 a trained ResNet-20 at 30 % of its parameters came nearer to the
+outputs of the dense net than with S alone, and yet classified worse: a last layer took rank 10, for ten classes, and
+little else."""
 
 ROUNDS, HALVINGS, RANGE = 6, 14, 30
 """Rounds of L and S at most, and bisection steps, over so many octaves of p."""
@@ -42,19 +43,21 @@ class Split:
         return self.A.numel() + self.B.numel() + int(self.mask.sum())
 
 
-def split_at(W: Tensor, cost: float, most: int, blocks: Blocks = ENTRIES) -> Split:
+def split_at(W: Tensor, cost: float, most: int, blocks: Blocks = ENTRIES, caution: float = CAUTION) -> Split:
     """The best split of W (m, k) found where a parameter costs as much as a squared error of `cost`.
 
-    `most` is the largest rank. L and S each have the first turn once, S alone is a third try, and the best one counts.
+    `most` is the largest rank, `caution` is c; where that is infinite, S is alone. L and S each have the first turn
+    once, S alone is a third try, and the best one counts.
     """
     mask = _dear(W, cost, blocks)
     found = [Split(W[:, :0], W[:0], mask)]
-    if most:
-        found += [_alternate(W, start, cost, most, blocks) for start in (torch.zeros_like(mask), mask)]
+    if most and math.isfinite(caution):
+        found += [_alternate(W, start, cost, most, blocks, caution) for start in (torch.zeros_like(mask), mask)]
 
     def total(split: Split) -> float:
         rest = (W - split.A @ split.B).masked_fill(split.mask, 0)
-        return rest.square().sum().item() + cost * (CAUTION * split.A.shape[1] * sum(W.shape) + int(split.mask.sum()))
+        dear = caution * split.A.shape[1] * sum(W.shape) if split.A.numel() else 0
+        return rest.square().sum().item() + cost * (dear + int(split.mask.sum()))
 
     return min(found, key=total)
 
@@ -64,10 +67,10 @@ def _dear(rest: Tensor, cost: float, blocks: Blocks) -> Tensor:
     return blocks.spread(blocks.means(rest.square()) > cost)
 
 
-def _alternate(W: Tensor, mask: Tensor, cost: float, most: int, blocks: Blocks) -> Split:
+def _alternate(W: Tensor, mask: Tensor, cost: float, most: int, blocks: Blocks, caution: float) -> Split:
     A, B = W[:, :0], W[:0]
     for _ in range(ROUNDS):
-        A, B = _directions(W - (W - A @ B) * mask, CAUTION * cost * sum(W.shape), most)
+        A, B = _directions(W - (W - A @ B) * mask, caution * cost * sum(W.shape), most)
         before, mask = mask, _dear(W - A @ B, cost, blocks)
         if torch.equal(mask, before):
             break
@@ -89,13 +92,17 @@ def _directions(matrix: Tensor, cost: float, most: int) -> tuple[Tensor, Tensor]
 
 
 def share(
-    matrices: Mapping[str, Tensor], budget: int, most: Mapping[str, int], blocks: Mapping[str, Blocks] | None = None
+    matrices: Mapping[str, Tensor],
+    budget: int,
+    most: Mapping[str, int],
+    blocks: Mapping[str, Blocks] | None = None,
+    caution: float = CAUTION,
 ) -> dict[str, Split]:
     """The split of each matrix (m, k), for one cost of a parameter, that together take at most `budget` parameters.
 
     Squared errors must be comparable between the matrices. `most` is the largest rank of each, and S is kept in
-    `blocks`, or entry by entry. What one cost leaves of the budget goes to the largest blocks that are left, so it is
-    met exactly, or but for a part of a block.
+    `blocks`, or entry by entry; `caution` is c. What one cost leaves of the budget goes to the largest blocks that are
+    left, so it is met exactly, or but for a part of a block.
     """
     blocks = dict.fromkeys(matrices, ENTRIES) if blocks is None else blocks
     exact = {name: matrix.double() for name, matrix in matrices.items()}
@@ -103,13 +110,13 @@ def share(
     low, splits = high - RANGE - math.log2(max(W.numel() for W in exact.values())), None
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        trial = {name: split_at(W, 2.0**middle, most[name], blocks[name]) for name, W in exact.items()}
+        trial = {name: split_at(W, 2.0**middle, most[name], blocks[name], caution) for name, W in exact.items()}
         if sum(split.params for split in trial.values()) <= budget:
             high, splits = middle, trial
         else:
             low = middle
     if splits is None:
-        splits = {name: split_at(W, 2.0**high, most[name], blocks[name]) for name, W in exact.items()}
+        splits = {name: split_at(W, 2.0**high, most[name], blocks[name], caution) for name, W in exact.items()}
     return _filled(exact, splits, budget, blocks)
 
 

@@ -8,6 +8,7 @@ entries of S are fitted to the outputs with all of C: they make up for what was 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -137,13 +138,15 @@ def _columns(layer: nn.Linear | _ConvNd, x: Tensor, scheme: Scheme, draw: torch.
     if isinstance(layer, nn.Linear):
         return x.flatten(0, -2)
     x = x if x.dim() == len(layer.weight.shape) else x[None]
-    patches = _patches(layer, x, padding, scheme)
-    places = torch.randperm(patches.shape[2], generator=draw)[:POSITIONS].to(x.device)
-    return patches[:, :, places].transpose(1, 2).flatten(0, 1)
+    windows = _windows(layer, x, padding, scheme)
+    sides = windows.shape[2 : x.dim()]
+    places = torch.randperm(prod(sides), generator=draw)[:POSITIONS]
+    at: Any = (slice(None), slice(None), *(each.to(x.device) for each in torch.unravel_index(places, sides)))
+    return windows[at].transpose(1, 2).flatten(0, 1).flatten(1)
 
 
-def _patches(layer: _ConvNd, x: Tensor, padding: Any, scheme: Scheme) -> Tensor:  # noqa: ANN401
-    """The columns (N, k, places) that the kernel meets; those of each group as if they were other images'."""
+def _windows(layer: _ConvNd, x: Tensor, padding: Any, scheme: Scheme) -> Tensor:  # noqa: ANN401
+    """What the kernel meets at each place, (N, c, ..., kh, kw), a view; each group is as if it were other images."""
     axes = range(2, x.dim())
     stride, mode = layer.stride, "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     if layer.transposed:  # a convolution of the input with zeros between, the kernel turned round
@@ -163,7 +166,7 @@ def _patches(layer: _ConvNd, x: Tensor, padding: Any, scheme: Scheme) -> Tensor:
             continue  # a column is one of kh rows of a channel, and each of kw columns of the kernel sees all of them
         x = x.unfold(axis, gap * (size - 1) + 1, step)[..., ::gap]
         x = x.flip(-1) if layer.transposed else x
-    return x.movedim(tuple(axes), tuple(range(-len(axes), 0))).flatten(1, -1 - len(axes)).flatten(2)
+    return x
 
 
 def fitted(

@@ -2,36 +2,42 @@
 
 With a budget, ranks and entries compete over the whole net (see `splore.design.allocate`). An error of one layer's
 outputs, as a share of their energy, does not weigh the same in every layer: how much it does is measured, by cutting
-one layer at a time to what a first division of the budget gives it, and looking at the network's outputs.
+one layer at a time to what a first division of the budget gives it, and looking at the network's outputs. How much of
+the budget L is best given is tried: that division counts whose network stays nearest to the given one, on inputs that
+were held back.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from splore.design.allocate import share
+from splore.design.allocate import CAUTION, share
 from splore.design.blocks import Blocks
-from splore.design.calibrate import TINY, Moments, column_scale, fitted, moments
-from splore.design.matrix import Scheme, fold, unfold
+from splore.design.calibrate import Moments, column_scale, fitted, moments
+from splore.design.matrix import Scheme, unfold
 from splore.design.start import from_trained
-from splore.forward import Epochs, batches_of, evaluating, run, split
+from splore.design.trial import Layers, Parts, Trial
+from splore.forward import Epochs, batches_of
 
 PROBES = 2
 """Batches on which the weight of each layer's errors is measured."""
 
-Layers = Mapping[str, nn.Linear | _ConvNd]
-Parts = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
-"""A (m, r), B (r, k), S (m, k) or None, and a mask (m, k) or None for an open one."""
+HELD_BACK = 4
+"""One in so many batches is not fitted to, but tells which division of a budget is best."""
+
+CAUTIONS = (math.inf, CAUTION, 1.0)
+"""What is tried: S alone, which comes first where all are equal, and more of L."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Batches of inputs, and the moments of what each layer is given for them."""
+    """Batches of inputs, the moments of what each layer is given for them, and batches that are not among them."""
 
     batches: list
+    held_back: list
     seen: dict[str, Moments]
 
 
@@ -43,7 +49,9 @@ def matrix_of(layer: nn.Linear | _ConvNd, scheme: Scheme) -> Tensor:
 def inputs_of(model: nn.Module, layers: Layers, scheme: Scheme, loader: Iterable | Epochs) -> Inputs:
     """The batches of a loader, all of them, and the moments that they give; see `moments` for the errors."""
     batches = list(batches_of(loader))
-    return Inputs(batches, moments(model, layers, scheme, batches))
+    few = -(-len(batches) // HELD_BACK) if len(batches) > 1 else 0
+    fitted, held_back = batches[: len(batches) - few], batches[len(batches) - few :]
+    return Inputs(fitted, held_back or fitted, moments(model, layers, scheme, fitted))
 
 
 def parts_to_density(
@@ -81,8 +89,8 @@ def parts_to_budget(
     seen = {} if inputs is None else inputs.seen
     scales = {name: column_scale(W, seen.get(name)) for name, W in matrices.items()}
 
-    def divided() -> dict[str, Parts]:
-        splits = share({name: W * scales[name] for name, W in matrices.items()}, budget, most, blocks)
+    def divided(caution: float = CAUTION) -> dict[str, Parts]:
+        splits = share({name: W * scales[name] for name, W in matrices.items()}, budget, most, blocks, caution)
         return {
             name: (*fitted(matrices[name], x.A, x.B / scales[name], x.mask, seen.get(name)), x.mask)
             for name, x in splits.items()
@@ -91,55 +99,7 @@ def parts_to_budget(
     parts = divided()
     if inputs is None:
         return parts
-    for name, weight in _weights(model, layers, matrices, scheme, parts, inputs).items():
+    trial = Trial(model, layers, matrices, scheme, seen)
+    for name, weight in trial.weights(parts, inputs.batches[:PROBES]).items():
         scales[name] = scales[name] * weight**0.5
-    return divided()
-
-
-@torch.no_grad()
-def _weights(
-    model: nn.Module,
-    layers: Layers,
-    matrices: Mapping[str, Tensor],
-    scheme: Scheme,
-    parts: Mapping[str, Parts],
-    inputs: Inputs,
-) -> dict[str, float]:
-    """How much an error of each layer, as a share of its outputs' energy, moves the outputs of the network."""
-    found: dict[str, float] = {}
-    with evaluating(model), torch.compiler.set_stance("force_eager"):
-        exact = _outputs(model, inputs)
-        energy = sum((y - y.mean(0)).square().sum().item() for y in exact)
-        for name, seen in inputs.seen.items():
-            layer, (A, B, S, _) = layers[name], parts[name]
-            W = A @ B if S is None else A @ B + S
-            error = seen.error(matrices[name] - W) / max(seen.error(matrices[name]), TINY)
-            before = [p.clone() for p in layer.parameters()]
-            try:
-                layer.weight.copy_(fold(W, layer.weight.shape, scheme, isinstance(layer, _ConvTransposeNd)))
-                if layer.bias is not None and seen.has_bias:
-                    layer.bias.add_(seen.shift(matrices[name] - W, len(layer.bias)))
-                moved = _outputs(model, inputs)
-            finally:
-                for parameter, value in zip(layer.parameters(), before, strict=True):
-                    parameter.copy_(value)
-            change = sum((y - x).square().sum().item() for x, y in zip(exact, moved, strict=True)) / max(energy, TINY)
-            if error > 1e-9 and change > 0:  # of a layer that lost nothing, nothing is learned
-                found[name] = change / error
-    usual = sorted(found.values())[len(found) // 2] if found else 1.0
-    return {name: found.get(name, usual) for name in layers}
-
-
-def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    found = [y for batch in inputs.batches[:PROBES] for y in _tensors(run(model, split(batch)[0]))]
-    if not found:
-        raise ValueError("expected a model that returns floating-point tensors, found none to calibrate by")
-    return found
-
-
-def _tensors(outputs: object) -> list[Tensor]:
-    """The floating-point tensors among what a model returned."""
-    if isinstance(outputs, Tensor):
-        return [outputs.float()] if outputs.is_floating_point() else []
-    values = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, tuple | list) else []
-    return [y for value in values for y in _tensors(value)]
+    return min((divided(caution) for caution in CAUTIONS), key=lambda parts: trial.divergence(parts, inputs.held_back))
