@@ -94,7 +94,13 @@ def finetune(model: nn.Module, data: Data, epochs: int, lr: float) -> None:
 def measure(args: argparse.Namespace) -> None:
     """Adds a row for the dense net and for each method and share of the parameters that is kept."""
     data = open_data(
-        args.data, args.root, 128, args.seed, torch.device("cpu"), memory_format=torch.channels_last, workers=args.workers
+        args.data,
+        args.root,
+        128,
+        args.seed,
+        torch.device("cpu"),
+        memory_format=torch.channels_last,
+        workers=args.workers,
     )
     augmented = list(islice(data.train.epoch(0), args.recalibrate))
     images, test = augmented[: args.calibrate], list(islice(data.test.epoch(0), args.test))

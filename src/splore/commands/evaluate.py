@@ -1,6 +1,7 @@
 """splore evaluate: the accuracy of a model file."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from splore.commands.net import is_program, loaded
@@ -31,7 +32,7 @@ def command(words: list[str]) -> int:
 
 
 def evaluate(file: str, data: "DataRecipe", model: str | None = None, device: Literal["auto", "cpu"] = "auto") -> int:
-    """Classifies the test images with a model file or a program file, normalised as the file says, and prints the
+    """Classifies the test images with a model file or a program file, prepared as the file says, and prints the
     accuracy."""
     import torch
     from accelerate import Accelerator
@@ -50,7 +51,10 @@ def evaluate(file: str, data: "DataRecipe", model: str | None = None, device: Li
     else:
         net = loaded(file, model)[0].to(accelerator.device)
         task = task_of(net)
-    split = open_split(data, 0, accelerator, torch.channels_last)
+    prepared = task.preprocessing if task is not None and data.normalisation != "data" else None
+    if prepared is not None and prepared.shorter_side and data.size is None and data.name == "folder":
+        data = replace(data, size=prepared.size[0])  # small images too: it was trained on resized ones
+    split = open_split(data, 0, accelerator, torch.channels_last, prepared)
     check_outputs(net, split)
     score = accuracy.evaluate(net, split.test if task is None else _for_task(split, task))
     top5 = "" if score.top5 is None else f", top-5 {score.top5:.2f} %"

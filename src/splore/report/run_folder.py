@@ -12,6 +12,7 @@ from torch import nn
 
 from splore.modelfile.file import ModelFileError, load, read_structure
 from splore.runs.folder import SUMMARY
+from splore.runs.prepare import images_of
 from splore.runs.record import FILES
 from splore.vision import Data, build, open_data, usual_image
 
@@ -51,9 +52,18 @@ class RunFolder:
         config = self.recipe["data"]
         self._check_own(config["name"], "The data set")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        recipe, normalisation = self.recipe, config.get("normalisation", "data")
+        started = bool(recipe.get("pretrained") or recipe.get("weights"))
         try:
             return open_data(
-                config["name"], config["root"], config["batch_size"], 0, device, workers=config.get("workers")
+                config["name"],
+                config["root"],
+                config["batch_size"],
+                0,
+                device,
+                workers=config.get("workers"),
+                size=config.get("size"),
+                trained=images_of(str(recipe["model"]), started, normalisation),
             )
         except (ValueError, OSError, ImportError, RuntimeError) as error:  # the last: a full memory
             raise LeftOut(f"The images are not at hand: {error}.") from error

@@ -21,7 +21,8 @@ from splore.forward import evaluating
 from splore.runs.recipe import DataRecipe, HardwareRecipe, Recipe, design_of
 from splore.runs.recipe_budget import budget_of, currency_of
 from splore.runs.recipe_check import check_recipe
-from splore.vision import Data, build, open_data, read_weights, start_from
+from splore.task import Preprocessing
+from splore.vision import Data, build, open_data, read_weights, start_from, trained_with
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def prepare(recipe: Recipe, out: Path) -> Prepared:
         torch.set_num_threads(hardware.threads)
     accelerator = accelerator_of(hardware, out)
     layout = torch.channels_last if hardware.channels_last else torch.contiguous_format
-    data = open_split(recipe.data, recipe.seed, accelerator, layout)
+    trained = images_of(recipe.model, recipe.pretrained or recipe.weights is not None, recipe.data.normalisation)
+    data = open_split(recipe.data, recipe.seed, accelerator, layout, trained)
     torch.manual_seed(recipe.seed)
     published = recipe.pretrained and recipe.weights is None
     model = build(recipe.model, data.num_classes, data.image_shape[0], published)
@@ -95,8 +97,33 @@ def fetch(images: DataRecipe) -> None:
         open_data(images.name, images.root, images.batch_size, 0, torch.device("cpu"), workers=0, download=True)
 
 
-def open_split(images: DataRecipe, seed: int, accelerator: Accelerator, layout: torch.memory_format) -> Data:
-    """The images that a recipe's `data` names; what is to be fetched is fetched by one process of each machine."""
+def images_of(model: str, started: bool, normalisation: str) -> Preprocessing | None:
+    """The preprocessing that the net was trained with, where the recipe wants it and the library tells it.
+
+    `started` says whether the net starts from trained weights, by `pretrained` or `weights`.
+    """
+    if normalisation == "data" or (normalisation == "auto" and not started):
+        return None
+    found = trained_with(model)
+    if found is None and normalisation == "net":
+        raise ValueError(
+            "data.normalisation: net holds for nets whose training timm or torchvision describe, not for "
+            f"{model}: choose data"
+        )
+    return found
+
+
+def open_split(
+    images: DataRecipe,
+    seed: int,
+    accelerator: Accelerator,
+    layout: torch.memory_format,
+    trained: Preprocessing | None = None,
+) -> Data:
+    """The images that a recipe's `data` names; what is to be fetched is fetched by one process of each machine.
+
+    `trained` is how those were preprocessed that the net was trained with.
+    """
     with accelerator.local_main_process_first() if images.download else nullcontext():
         return open_data(
             images.name,
@@ -108,7 +135,11 @@ def open_split(images: DataRecipe, seed: int, accelerator: Accelerator, layout: 
             world_size=accelerator.num_processes,
             workers=images.workers,
             download=images.download,
+            augment=None if images.augment == "usual" else images.augment,
             memory_format=layout,
+            size=images.size,
+            validation=images.validation,
+            trained=trained,
         )
 
 

@@ -7,27 +7,9 @@ from splore.design.decompose import Design
 from splore.design.matrix import Scheme
 from splore.design.ranks import Budget, Rank
 from splore.design.start import Start
+from splore.runs.recipe_data import DataRecipe
 
 Method = Literal["dense", "low-rank", "sparse", "low-rank+sparse"]
-
-
-@dataclass(frozen=True)
-class DataRecipe:
-    """The images.
-
-    Attributes:
-        name: digits, cifar10, cifar100, imagenet, folder, or package.module:factory for a dataset of your own.
-        root: folder that holds the images; not needed for digits.
-        batch_size: images per step over all processes together.
-        download: fetch the data set into root when it is not there (CIFAR only).
-        workers: processes that decode images from folders; as many as there are cores when null.
-    """
-
-    name: str = "digits"
-    root: str | None = None
-    batch_size: int = 128
-    download: bool = False
-    workers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -63,10 +45,11 @@ class TrainRecipe:
 
     Attributes:
         epochs: passes over the training images, at least 1.
-        lr: peak learning rate of SGD.
+        optimizer: sgd, or adamw, whose learning rates are about a hundredth of sgd's; fine-tuning has the same.
+        lr: peak learning rate.
         final_lr: learning rate at the end of stage b; with that of finetune.lr both stages are one schedule. The dense
             baseline ends at 0.
-        momentum: Nesterov momentum, 0 to 1.
+        momentum: Nesterov momentum of sgd, the first beta of adamw, 0 to 1.
         weight_decay: of dense weights, per step and unit of learning rate.
         warmup_epochs: epochs of linear warm-up before the cosine.
         label_smoothing: share of the target spread over all classes, 0 to 1.
@@ -78,6 +61,7 @@ class TrainRecipe:
     """
 
     epochs: int = 30
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.1
     final_lr: float = 0.0
     momentum: float = 0.9
@@ -111,7 +95,8 @@ class CutRecipe:
         ranks: what becomes of the ranks of L before S is cut: shared (its singular directions compete with the entries
             of S for params), keep (so does shared without params), or a number, the share of L's energy to hold.
         steps: fine-tuning epochs over which the cut is spread, on a cubic schedule; 1 cuts at once.
-        recalibrate_batches: training batches to measure batch-norm statistics on after a cut; 0 leaves them stale.
+        recalibrate_batches: training batches, augmented as in training, to measure batch-norm statistics on after a
+            cut; 0 leaves them stale.
     """
 
     params: float | None = 0.05
@@ -134,7 +119,7 @@ class FinetuneRecipe:
 
     Attributes:
         epochs: passes over the training images; 0 leaves this out.
-        lr: peak learning rate of SGD.
+        lr: peak learning rate.
         warmup_epochs: epochs of linear warm-up before the cosine.
         distill: weight of the dense baseline's outputs in the loss, 0 to 1; above 0 needs baseline: true.
         temperature: of the distillation's softmax.
@@ -205,7 +190,8 @@ class Recipe:
             sparse (no L); or low-rank+sparse.
         baseline: also train the dense net, for train.epochs + finetune.epochs, to compare with and to distil from.
         seed: of weights, order and augmentation.
-        evaluate_every: epochs between evaluations on the test split; each stage ends with one.
+        evaluate_every: epochs between evaluations on the test images, or on those of data.validation; each stage ends
+            with one.
         data: the images.
         design: stage a.
         train: stage b.

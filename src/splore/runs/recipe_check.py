@@ -4,6 +4,7 @@ import math
 
 from splore.runs.recipe import Recipe, design_of
 from splore.runs.recipe_budget import check_budgets
+from splore.runs.recipe_data import check_data
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -12,7 +13,6 @@ def check_recipe(recipe: Recipe) -> None:
     at_least = [
         ("train.epochs", train.epochs, 1),
         ("finetune.epochs", tune.epochs, 0),
-        ("data.batch_size", recipe.data.batch_size, 2),
         ("evaluate_every", recipe.evaluate_every, 1),
         ("quantize.images", recipe.quantize.images, 0),
         ("quantize.epochs", recipe.quantize.epochs, 0),
@@ -25,7 +25,6 @@ def check_recipe(recipe: Recipe) -> None:
         ("train.warmup_epochs", train.warmup_epochs, 0),
         ("finetune.warmup_epochs", tune.warmup_epochs, 0),
         ("seed", recipe.seed, 0),
-        ("data.workers", recipe.data.workers or 0, 0),
         ("hardware.threads", recipe.hardware.threads or 1, 1),
         ("cut.batch", cut.batch, 1),
         ("cut.threads", cut.threads or 1, 1),
@@ -61,4 +60,5 @@ def check_recipe(recipe: Recipe) -> None:
     if recipe.hardware.parallel == "fsdp" and recipe.hardware.precision == "fp16":
         raise ValueError("hardware.parallel: fsdp doesn't go with hardware.precision: fp16, use bf16 or fp32")
     check_budgets(cut, recipe.method)
+    check_data(recipe.data)
     design_of(recipe)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from argparse import ArgumentError
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -34,10 +35,23 @@ def load_recipe(path: str | Path | None = None, overrides: Iterable[str] = ()) -
     try:
         values = parser.instantiate(parser.parse_args(words))
     except (ArgumentError, ValueError) as error:
-        lines = [line.strip(" -") for line in str(error).splitlines()]
-        found = next((line for line in lines if ", found " in line), " ".join(lines))
-        raise RecipeError(found) from error
+        raise RecipeError(_plain(str(error))) from error
     return Recipe(**{name: values[name] for name in Recipe.__dataclass_fields__})
+
+
+_KEY = re.compile(r'Parser key "([^"]+)"')
+_VALUE = re.compile(r"(?:Got value|Given value): (.*)$", re.MULTILINE)
+
+
+def _plain(message: str) -> str:
+    """What the parser says of a value, in one line and in the words of the table of keys."""
+    lines = [line.strip(" -") for line in message.splitlines()]
+    own = next((line for line in lines if ", found " in line), None)
+    keys, values = _KEY.findall(message), _VALUE.findall(message)
+    known = {key.name: key for section in recipe_sections() for key in section.keys}
+    if own or not keys or keys[-1] not in known or not values:
+        return own or " ".join(lines)
+    return f"{keys[-1]}: expected {known[keys[-1]].expected}, found {values[-1]}"
 
 
 def _parser() -> ArgumentParser:

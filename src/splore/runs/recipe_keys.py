@@ -31,6 +31,12 @@ class Key:
     parts: tuple[str, ...]
     is_list: bool
 
+    @property
+    def expected(self) -> str:
+        """The kind of value with its article, for a message."""
+        nouns = ("whole number", "number", "text", "list")
+        return f"a {self.kind}" if self.kind.startswith(nouns) else self.kind
+
 
 @dataclass(frozen=True)
 class KeySection:

@@ -130,15 +130,13 @@ class Stage:
         if accelerator.num_processes > 1:
             accelerator.free_memory()  # the next stage wraps the model anew
 
-    def _new_optimizer(self, net: nn.Module) -> torch.optim.SGD:
+    def _new_optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
         train = self.prepared.recipe.train
         nuclear = train.l1 * train.nuclear if self.name == "train" else 0.0
-        return torch.optim.SGD(
-            parameter_groups(net, train.weight_decay, nuclear),
-            lr=self.schedule.lr,
-            momentum=train.momentum,
-            nesterov=train.momentum > 0,
-        )
+        groups = parameter_groups(net, train.weight_decay, nuclear)
+        if train.optimizer == "adamw":
+            return torch.optim.AdamW(groups, lr=self.schedule.lr, betas=(train.momentum, 0.999))
+        return torch.optim.SGD(groups, lr=self.schedule.lr, momentum=train.momentum, nesterov=train.momentum > 0)
 
     def _go_on(self, checkpoint: dict) -> Position:
         """Puts the optimiser and the generators back to where a checkpoint found them."""
@@ -168,7 +166,7 @@ class Stage:
         check_not_diverged(model, at.sums)
         number, last = at.epoch + 1, at.epoch + 1 == self.schedule.epochs
         due = last or number % prepared.recipe.evaluate_every == 0
-        tested = common_score(model, prepared.data.test, prepared.accelerator) if due else None
+        tested = common_score(model, prepared.data.watched, prepared.accelerator) if due else None
         loss_sum, correct, samples = prepared.accelerator.reduce(at.sums).tolist()
         figures = {"loss": loss_sum / samples, "accuracy": 100 * correct / samples, "kept": kept_share(model)}
         accuracy = tested.accuracy if tested else None

@@ -1,7 +1,7 @@
 """Example nets and data sets, of which the method knows nothing. What is named here is all that others use.
 
 Nets by name, those of torchvision and timm, and a user's own: `build`, `rebuild`, `usual_image`, `Origin`, `NETS`,
-`read_weights`, `start_from`.
+`read_weights`, `start_from`, `trained_with`.
 Data sets by name, and a user's own: `open_data`, `Data`, `Batches`, `Augment`.
 """
 
@@ -11,12 +11,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from splore.vision.data.in_memory import Augment
     from splore.vision.data.open import Batches, Data, open_data
-    from splore.vision.nets.build import NETS, Origin, build, read_weights, rebuild, start_from, usual_image
+    from splore.vision.nets.build import (
+        NETS,
+        Origin,
+        build,
+        read_weights,
+        rebuild,
+        start_from,
+        trained_with,
+        usual_image,
+    )
 
 _HOMES = {
     "data.in_memory": ("Augment",),
     "data.open": ("Batches", "Data", "open_data"),
-    "nets.build": ("NETS", "Origin", "build", "read_weights", "rebuild", "start_from", "usual_image"),
+    "nets.build": ("NETS", "Origin", "build", "read_weights", "rebuild", "start_from", "trained_with", "usual_image"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -31,6 +40,7 @@ __all__ = [
     "read_weights",
     "rebuild",
     "start_from",
+    "trained_with",
     "usual_image",
 ]
 

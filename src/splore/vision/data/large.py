@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from splore.task import Preprocessing
 from splore.vision.data.class_folders import Listing
-from splore.vision.data.images import IMAGENET_SCALE, Normalisation
+from splore.vision.data.images import IMAGENET_SCALE, Normalisation, pixel_scale
 from splore.vision.data.workers import BadSample, ImageSamples, SampleReader, Samples
 from splore.vision.nets.own import call, import_callable, takes
 
@@ -15,32 +16,62 @@ RESIZED, CROPPED = 256, 224
 
 @dataclass(frozen=True)
 class LargeData:
-    """A data set that is read while training; `scale` is None where the images come normalised."""
+    """A data set that is read while training; `scale` is None where the images come normalised.
+
+    `plain` is what is learned by as the test images are given, where that can be told apart; `resized` is the shorter
+    side before the central crop.
+    """
 
     train: Samples
+    plain: Samples
     test: Samples
     classes: list[str]
     image_shape: tuple[int, int, int]
     scale: Normalisation | None
+    resized: int | None = None
 
 
-def large_folder(train: Listing, test: Listing) -> LargeData:
+def large_folder(
+    train: Listing, test: Listing, augment: str = "usual", size: int | None = None, trained: Preprocessing | None = None
+) -> LargeData:
     """Images of any size, with ImageNet's usual augmentation: a random crop of 8 to 100 % of the area at an aspect of
     3/4 to 4/3, resized to 224 x 224, mirrored by chance; for the test the shorter side resized to 256 and the central
     224 x 224.
+
+    Args:
+        train, test: the images.
+        augment: usual; none, the test's way; mirror; shift, a random crop of the resized image; shift+mirror; or
+            randaugment (Cubuk et al., 2020) after the usual way.
+        size: the crop's side in place of 224, or of what `trained` says; the shorter side grows with it.
+        trained: sizes and normalisation to take in place of ImageNet's.
     """
     try:
         from torchvision.transforms import v2
     except ImportError as error:
         raise ImportError('folders of images are read by torchvision: pip install "splore[vision]"') from error
-    varied = v2.Compose([v2.RandomResizedCrop(CROPPED, antialias=True), v2.RandomHorizontalFlip()])
-    central = v2.Compose([v2.Resize(RESIZED, antialias=True), v2.CenterCrop(CROPPED)])
+    crop, resized = (
+        ((CROPPED, CROPPED), RESIZED) if trained is None else (trained.size, trained.shorter_side or RESIZED)
+    )
+    if size is not None:
+        crop, resized = (size, size), round(resized / min(crop) * size)
+    mirror, larger = v2.RandomHorizontalFlip(), v2.Resize(resized, antialias=True)
+    central = [larger, v2.CenterCrop(crop)]
+    ways = {
+        "usual": [v2.RandomResizedCrop(crop, antialias=True), mirror],
+        "none": central,
+        "mirror": [*central, mirror],
+        "shift": [larger, v2.RandomCrop(crop)],
+        "shift+mirror": [larger, v2.RandomCrop(crop), mirror],
+        "randaugment": [v2.RandomResizedCrop(crop, antialias=True), mirror, v2.RandAugment()],
+    }
     return LargeData(
-        ImageSamples(train, varied),
-        ImageSamples(test, central),
+        ImageSamples(train, v2.Compose(ways[augment])),
+        ImageSamples(train, v2.Compose(central)),
+        ImageSamples(test, v2.Compose(central)),
         train.classes,
-        (3, CROPPED, CROPPED),
-        IMAGENET_SCALE,
+        (3, *crop),
+        IMAGENET_SCALE if trained is None else pixel_scale(trained.mean, trained.deviation),
+        resized,
     )
 
 
@@ -67,7 +98,7 @@ def own(spec: str, root: str | None) -> LargeData:
             f"{spec}: expected normalised images as floats, found {image.dtype}; convert them in the data set"
         )
     channels, height, width = image.shape
-    return LargeData(train, test, classes, (channels, height, width), scale=None)
+    return LargeData(train, train, test, classes, (channels, height, width), scale=None)
 
 
 def _map_style(dataset: object) -> bool:

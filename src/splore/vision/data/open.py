@@ -1,19 +1,20 @@
 """Data sets by name, and what a training loop sees of them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 
 from splore.machine import cores_per_process
 from splore.names import UnknownName, nearest
 from splore.task import Preprocessing, Task
 from splore.vision.data.class_folders import list_splits
-from splore.vision.data.images import CIFAR_SCALES, image_shape
+from splore.vision.data.images import CIFAR_SCALES, image_shape, pixel_scale
 from splore.vision.data.in_memory import Augment, MemoryBatches
-from splore.vision.data.large import RESIZED, LargeData, large_folder, own
+from splore.vision.data.large import LargeData, large_folder, own
 from splore.vision.data.order import TestOrder, TrainOrder
 from splore.vision.data.small import SmallData, cifar, digits, small_folder
 from splore.vision.data.workers import WorkerBatches
@@ -61,6 +62,13 @@ class Data:
     """(C, H, W) of what is fed to the net."""
     preprocessing: Preprocessing | None = None
     """From a test image to what is fed to the net; None where the data set does it by itself."""
+    validation: Batches | None = None
+    """Training images that are held back, in a fixed order and not augmented; None where there are none."""
+
+    @property
+    def watched(self) -> Batches:
+        """What is evaluated while training: the images held back, or else the test images."""
+        return self.test if self.validation is None else self.validation
 
     @property
     def task(self) -> Task:
@@ -83,8 +91,11 @@ def open_data(
     world_size: int = 1,
     workers: int | None = None,
     download: bool = False,
-    augment: Augment | None = None,
+    augment: Augment | str | None = None,
     memory_format: torch.memory_format = torch.contiguous_format,
+    size: int | None = None,
+    validation: float = 0.0,
+    trained: Preprocessing | None = None,
 ) -> Data:
     """A data set, ready to be trained on.
 
@@ -93,8 +104,7 @@ def open_data(
             - "digits": scikit-learn's handwritten digits; needs no `root`;
             - "cifar10", "cifar100": torchvision's files in `root`, or a folder of images as below;
             - "folder": `root`/{train, test or val}/<class>/<image>. Small images (by the first one) must be of equal
-              size and are held in memory; larger ones are treated as ImageNet's;
-            - "imagenet": such a folder with ImageNet's augmentation at 224 x 224, whatever the images' size;
+              size and are held in memory; larger ones are treated as ImageNet's, as all are in "imagenet";
             - "package.module:factory": a user's own; see `splore.vision.data.large.own`.
         root: the folder that holds the data.
         batch_size: samples of a step, over all ranks together.
@@ -103,34 +113,69 @@ def open_data(
         rank, world_size: this process and how many share each batch.
         workers: processes that read images; None takes one for each processor core of this process.
         download: fetch CIFAR where it is missing. Let one rank of a machine go first.
-        augment: how training images in memory vary, in place of the data set's own way.
+        augment: how training images vary, in place of the data set's own way: for images in memory an `Augment`, or a
+            word that `large_folder` knows.
         memory_format: layout of the batches in memory.
+        size: height and width that images of a folder are brought to; 96 pixels and less are then no exception.
+        validation: share of the training images, 0 to 1, that is held back.
+        trained: how images were preprocessed that a net was trained with: so are these, but for small ones' size.
 
     Raises:
         UnknownName: nothing has that name; the nearest are offered. A ValueError.
-        ValueError: an empty folder, a class without images, splits of
-            different classes, an unreadable image (its path is named), a batch that the ranks cannot share.
+        ValueError: an empty folder, a class without images, splits of different classes, an unreadable image (its path
+            is named), a batch that the ranks cannot share, a choice that the data set does not offer.
         FileNotFoundError: a folder, a split or a data set that is missing and could not be fetched.
         ImportError: torchvision or scikit-learn is not installed.
     """
     workers = cores_per_process() if workers is None else workers
-    found = _find(name, root, workers, download)
-    train_order = TrainOrder(len(found.train), batch_size, seed, rank, world_size)
+    word = augment if isinstance(augment, str) else "usual"
+    found = _find(name, root, workers, download, word, size, trained)
+    learned, held_back = _drawn(len(found.train), validation)
+    train_order = TrainOrder(len(learned), batch_size, seed, rank, world_size)
+
     test_order = TestOrder(len(found.test), batch_size, rank, world_size)
+    held_order = TestOrder(len(held_back), batch_size, rank, world_size) if held_back else None
+    held: Batches | None = None
     train: Batches
     test: Batches
     if isinstance(found, SmallData):
-        augment = augment or found.augment
         place = (found.scale, device, memory_format)
-        train = MemoryBatches(found.train.images, found.train.labels, train_order, *place, augment)
+        kept, back = found.train.only(learned), found.train.only(held_back)
+        way = augment if isinstance(augment, Augment) else _small_way(word, found)
+        train = MemoryBatches(kept.images, kept.labels, train_order, *place, way)
         test = MemoryBatches(found.test.images, found.test.labels, test_order, *place)
-    elif augment:
+        held = MemoryBatches(back.images, back.labels, held_order, *place) if held_order else None
+    elif isinstance(augment, Augment):
         raise ValueError(f"`augment` holds for data sets in memory; {name} is read, and augmented, by worker processes")
     else:
         common = (len(found.classes), seed, device, workers, found.scale, memory_format)
-        train = WorkerBatches(found.train, train_order, *common)
+        train = WorkerBatches(
+            found.train if not held_back else Subset(cast(Any, found.train), learned), train_order, *common
+        )
         test = WorkerBatches(found.test, test_order, *common)
-    return Data(name, train, test, found.classes, found.image_shape, _preprocessing(found))
+        held = WorkerBatches(Subset(cast(Any, found.plain), held_back), held_order, *common) if held_order else None
+    return Data(name, train, test, found.classes, found.image_shape, _preprocessing(found), held)
+
+
+def _drawn(samples: int, share: float) -> tuple[list[int], list[int]]:
+    """The places of the samples that are learned by, and of those held back; by the same lot for every seed."""
+    if not share:
+        return list(range(samples)), []
+    lot = torch.randperm(samples, generator=torch.Generator().manual_seed(0)).tolist()
+    held_back = sorted(lot[: round(share * samples)])
+    if not 0 < len(held_back) < samples:
+        raise ValueError(f"a share of {share} for validation holds {len(held_back)} of {samples} images back")
+    return sorted(lot[len(held_back) :]), held_back
+
+
+def _small_way(word: str, found: SmallData) -> Augment:
+    """How images in memory vary by a recipe's word."""
+    if word == "usual":
+        return found.augment
+    if word == "randaugment":
+        raise ValueError("randaugment holds for folders of larger images, found images in memory: give data.size")
+    pad = (found.augment.pad or found.image_shape[2] // 8) if "shift" in word else 0
+    return Augment(pad, flip="mirror" in word)
 
 
 def _preprocessing(found: SmallData | LargeData) -> Preprocessing | None:
@@ -141,25 +186,39 @@ def _preprocessing(found: SmallData | LargeData) -> Preprocessing | None:
         tuple(value / 255 for value in (values if len(values) == channels else values * channels))
         for values in (found.scale.mean, found.scale.std)
     )
-    return Preprocessing((size[0], size[1]), mean, deviation, RESIZED if isinstance(found, LargeData) else None)
+    return Preprocessing((size[0], size[1]), mean, deviation, found.resized if isinstance(found, LargeData) else None)
 
 
-def _find(name: str, root: str | None, workers: int, download: bool) -> SmallData | LargeData:
+def _find(
+    name: str,
+    root: str | None,
+    workers: int,
+    download: bool,
+    augment: str,
+    size: int | None,
+    trained: Preprocessing | None,
+) -> SmallData | LargeData:
     if ":" in name:
+        if augment != "usual" or size is not None:
+            raise ValueError(f"{name} is a data set of your own, which augments and sizes its images itself")
         return own(name, root)
     if name not in NAMES:
         raise UnknownName(
             f"there is no data set {name!r}; {nearest(name, NAMES)} A data set of your own is written "
             "'package.module:factory'"
         )
+    if size is not None and name not in ("folder", "imagenet"):
+        raise ValueError(f"the images of {name} have a size of their own: a size holds for folders")
     if name == "digits":
         return digits()
     if root is None:
         raise ValueError(f"{name} needs the folder that holds it, found none: give `root`")
     if name in CIFAR_SCALES:
-        return cifar(name, root, workers, download)
+        found = cifar(name, root, workers, download)
+        return found if trained is None else replace(found, scale=pixel_scale(trained.mean, trained.deviation))
     # ImageNet is often stored with a test folder that has no labels.
     train, test = list_splits(root, ("val", "test") if name == "imagenet" else ("test", "val"))
-    if name == "folder" and max(image_shape(train.path(0))[1:]) <= SMALL:
-        return small_folder(train, test, workers)
-    return large_folder(train, test)
+    if name == "folder" and size is None and max((shape := image_shape(train.path(0)))[1:]) <= SMALL:
+        scale = pixel_scale(trained.mean, trained.deviation) if trained and shape[0] == 3 else None
+        return small_folder(train, test, workers, scale)
+    return large_folder(train, test, augment, size, trained)

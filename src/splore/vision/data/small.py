@@ -23,6 +23,12 @@ class SmallSplit:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def only(self, places: list[int]) -> "SmallSplit":
+        """The samples at these places."""
+        if len(places) == len(self):
+            return self
+        return SmallSplit(self.images[places], self.labels[places])
+
 
 @dataclass(frozen=True)
 class SmallData:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from splore.names import UnknownName, nearest
+from splore.task import Preprocessing
 from splore.vision.nets.own import call, import_callable, takes
 from splore.vision.nets.plain import digits_cnn, vgg16, vgg19
 from splore.vision.nets.residual import preactresnet20, preactresnet56, preactresnet110, resnet20, resnet56
@@ -90,6 +91,34 @@ def usual_image(source: str, channels: int = 0) -> tuple[int, int, int]:
         return channels or 1, 8, 8
     side = 32 if source in NETS else 224
     return channels or 3, side, side
+
+
+def trained_with(source: str) -> Preprocessing | None:
+    """How the images were preprocessed that the published weights of a net of timm or torchvision were trained with.
+
+    None where the library publishes no weights of it, and for other nets.
+    """
+    head, _, name = source.partition(":")
+    if head == "timm":
+        from timm import get_pretrained_cfg
+        from timm.models import is_model
+
+        cfg = get_pretrained_cfg(name) if is_model(name.partition(".")[0]) else None
+        if cfg is None or len(cfg.mean) != 3:
+            return None
+        _, height, width = cfg.input_size
+        shorter = max(round(min(height, width) / cfg.crop_pct), height, width)
+        return Preprocessing((height, width), tuple(cfg.mean), tuple(cfg.std), shorter)
+    if head == "torchvision":
+        from torchvision.models import get_model_weights, list_models
+
+        weights = list(get_model_weights(name)) if name in list_models() else []
+        if not weights:
+            return None
+        images = get_model_weights(name).DEFAULT.transforms()
+        (crop,), (resized,) = images.crop_size, images.resize_size
+        return Preprocessing((crop, crop), tuple(images.mean), tuple(images.std), resized)
+    return None
 
 
 def rebuild(origin: Origin) -> nn.Module:
