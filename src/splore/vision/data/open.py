@@ -113,8 +113,7 @@ def open_data(
         rank, world_size: this process and how many share each batch.
         workers: processes that read images; None takes one for each processor core of this process.
         download: fetch CIFAR where it is missing. Let one rank of a machine go first.
-        augment: how training images vary, in place of the data set's own way: for images in memory an `Augment`, or a
-            word that `large_folder` knows.
+        augment: how training images vary, in place of the data set's own way: a word of `large_folder`'s, or `Augment`.
         memory_format: layout of the batches in memory.
         size: height and width that images of a folder are brought to; 96 pixels and less are then no exception.
         validation: share of the training images, 0 to 1, that is held back.
@@ -128,30 +127,27 @@ def open_data(
         ImportError: torchvision or scikit-learn is not installed.
     """
     workers = cores_per_process() if workers is None else workers
-    word = augment if isinstance(augment, str) else "usual"
-    found = _find(name, root, workers, download, word, size, trained)
+    found = _find(name, root, workers, download, augment if isinstance(augment, str) else "usual", size, trained)
     learned, held_back = _drawn(len(found.train), validation)
     train_order = TrainOrder(len(learned), batch_size, seed, rank, world_size)
 
     test_order = TestOrder(len(found.test), batch_size, rank, world_size)
     held_order = TestOrder(len(held_back), batch_size, rank, world_size) if held_back else None
-    held: Batches | None = None
     train: Batches
     test: Batches
+    held: Batches | None
     if isinstance(found, SmallData):
         place = (found.scale, device, memory_format)
-        kept, back = found.train.only(learned), found.train.only(held_back)
-        way = augment if isinstance(augment, Augment) else _small_way(word, found)
-        train = MemoryBatches(kept.images, kept.labels, train_order, *place, way)
+        part, back = found.train.only(learned), found.train.only(held_back)
+        train = MemoryBatches(part.images, part.labels, train_order, *place, _small_way(augment, found))
         test = MemoryBatches(found.test.images, found.test.labels, test_order, *place)
         held = MemoryBatches(back.images, back.labels, held_order, *place) if held_order else None
     elif isinstance(augment, Augment):
         raise ValueError(f"`augment` holds for data sets in memory; {name} is read, and augmented, by worker processes")
     else:
         common = (len(found.classes), seed, device, workers, found.scale, memory_format)
-        train = WorkerBatches(
-            found.train if not held_back else Subset(cast(Any, found.train), learned), train_order, *common
-        )
+        kept = Subset(cast(Any, found.train), learned) if held_back else found.train
+        train = WorkerBatches(kept, train_order, *common)
         test = WorkerBatches(found.test, test_order, *common)
         held = WorkerBatches(Subset(cast(Any, found.plain), held_back), held_order, *common) if held_order else None
     return Data(name, train, test, found.classes, found.image_shape, _preprocessing(found), held)
@@ -168,14 +164,16 @@ def _drawn(samples: int, share: float) -> tuple[list[int], list[int]]:
     return sorted(lot[len(held_back) :]), held_back
 
 
-def _small_way(word: str, found: SmallData) -> Augment:
+def _small_way(word: Augment | str | None, found: SmallData) -> Augment:
     """How images in memory vary by a recipe's word."""
-    if word == "usual":
+    if isinstance(word, Augment):
+        return word
+    if word in (None, "usual"):
         return found.augment
     if word == "randaugment":
         raise ValueError("randaugment holds for folders of larger images, found images in memory: give data.size")
-    pad = (found.augment.pad or found.image_shape[2] // 8) if "shift" in word else 0
-    return Augment(pad, flip="mirror" in word)
+    pad = (found.augment.pad or found.image_shape[2] // 8) if "shift" in str(word) else 0
+    return Augment(pad, flip="mirror" in str(word))
 
 
 def _preprocessing(found: SmallData | LargeData) -> Preprocessing | None:
