@@ -1,4 +1,4 @@
-"""Files that the first version of the formats wrote: they load, compute what they did, and are written again alike."""
+"""Files that each version of the formats wrote: they load, compute what they did, and are written again alike."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from splore.design.layers import decomposed_layers
 from splore.engine.engine import Engine
 from splore.modelfile.file import load, save
 
@@ -34,6 +35,16 @@ def test_a_model_file_loads_and_is_written_again_byte_for_byte(tmp_path):
         torch.testing.assert_close(model(X), Y)
     save(model, tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == (GOLDEN / "model.safetensors").read_bytes()
+
+
+def test_a_file_in_eight_bits_and_blocks_loads_and_is_written_again_byte_for_byte(tmp_path):
+    model = load(GOLDEN / "quantized.safetensors", net())
+    with torch.no_grad():
+        torch.testing.assert_close(model(X), Y, rtol=0, atol=0.02)
+    assert model.activation_ranges["input"] == (-1.0, 1.0)
+    assert {layer.blocks.size for layer in decomposed_layers(model).values()} == {3, 4}
+    save(model, tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == (GOLDEN / "quantized.safetensors").read_bytes()
 
 
 @pytest.mark.filterwarnings("ignore:the native library can't be loaded")

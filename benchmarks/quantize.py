@@ -1,0 +1,145 @@
+"""What eight bits lose: a trained net rounded by calibration and by fine-tuning, beside what other runtimes' int8 lose.
+
+    python benchmarks/quantize.py dense.safetensors model.safetensors --root DIR --json benchmarks/results/quantize.json
+
+The first file is the dense net, which ONNX Runtime and OpenVINO (by NNCF) quantise with their own defaults on the same
+training images; each is compared with the same net in float32. All test images are classified. Ours are scored in
+PyTorch with weights and layers' inputs rounded, and `engine` is the program in eight bits itself, on the first
+`--engine` test images, beside the float32 net on these.
+"""
+
+import argparse
+import copy
+import tempfile
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rows import add_row
+from runtimes import export, quiet
+from torch import nn
+
+import splore
+from splore.deploy.runtimes import onnx_session
+from splore.engine import reference
+from splore.engine.quantise import quantise
+from splore.postprocess.quantize import captured
+from splore.runs.eight_bits import to_eight_bits
+from splore.runs.prepare import accelerator_of, open_split
+from splore.runs.progress import Display
+from splore.runs.recipe_file import load_recipe
+from splore.runs.stop import StopRequest
+from splore.vision import Data
+
+Classify = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+BATCH = 100
+KEY = ("net", "file", "method")
+
+
+def onnx_runtime_int8(model: nn.Module, images: NDArray[np.float32]) -> Classify:
+    """ONNX Runtime's static quantisation, QDQ, int8 weights for each channel."""
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):
+        left = list(images.reshape(-1, BATCH, *images.shape[1:]))
+
+        def get_next(self) -> dict | None:
+            return {"x": self.left.pop()} if self.left else None
+
+    with tempfile.TemporaryDirectory() as folder:
+        plain, ready, small = (Path(folder) / f"{name}.onnx" for name in ("plain", "ready", "small"))
+        export(model, torch.from_numpy(images[:BATCH]), plain)
+        quant_pre_process(str(plain), str(ready))
+        quantize_static(str(ready), str(small), Reader(), per_channel=True)
+        return onnx_session(small, torch.get_num_threads())
+
+
+def openvino_int8(model: nn.Module, images: NDArray[np.float32]) -> Classify:
+    """NNCF's post-training quantisation with its defaults, run by OpenVINO."""
+    import nncf
+    import openvino
+
+    with tempfile.TemporaryDirectory() as folder:
+        net = openvino.Core().read_model(export(model, torch.from_numpy(images[:BATCH]), Path(folder) / "net.onnx"))
+        batches = list(images.reshape(-1, BATCH, *images.shape[1:]))
+        small = nncf.quantize(net, nncf.Dataset(batches), subset_size=len(batches))
+        request = openvino.Core().compile_model(small, "CPU").create_infer_request()
+    return lambda x: next(iter(request.infer(x).values())).copy()
+
+
+def correct(classify: Classify, data: Data, most: int = 1 << 40) -> float:
+    """The accuracy in % on the first test images."""
+    right = seen = 0
+    for x, y in data.test.epoch(0):
+        for images, labels in zip(x.split(BATCH), y.split(BATCH), strict=True):
+            if len(images) == BATCH and seen < most:
+                right += int((classify(images.contiguous().numpy()).argmax(1) == labels.numpy()).sum())
+                seen += BATCH
+    return 100 * right / seen
+
+
+def in_torch(model: nn.Module) -> Classify:
+    """The model in float32."""
+
+    def classify(x: NDArray[np.float32]) -> NDArray[np.float32]:
+        with torch.no_grad():
+            return model(torch.from_numpy(x)).numpy()
+
+    return classify
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", help="model files, that of the dense net first")
+    parser.add_argument("--data", default="cifar10")
+    parser.add_argument("--root")
+    parser.add_argument("--images", type=int, default=500, help="training images to calibrate by")
+    parser.add_argument("--epochs", type=int, nargs="+", default=[0], help="of fine-tuning with fake quantisation")
+    parser.add_argument("--ranges", nargs="+", default=["mse", "percentile", "max"])
+    parser.add_argument("--lr", type=float, default=0.002)
+    parser.add_argument("--engine", type=int, default=500, help="test images for the program in eight bits")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    quiet()
+    words = [f"--data.name={options.data}", f"--data.root={options.root}", f"--quantize.images={options.images}"]
+    for file in options.files:
+        recipe = load_recipe(overrides=[*words, "--data.batch_size=100", "--hardware.channels_last=false"])
+        accelerator = accelerator_of(recipe.hardware, Path())
+        data = open_split(recipe.data, 0, accelerator, torch.contiguous_format)
+        model = splore.load(file).eval()
+        whole = correct(in_torch(model), data)
+        first = correct(in_torch(model), data, options.engine)
+
+        def row(
+            method: str, accuracy: float, file: str = file, whole: float = whole, **more: float | int | str
+        ) -> None:
+            print(f"{file} {method}: {accuracy:.2f} %, {accuracy - whole:+.2f} {more or ''}", flush=True)
+            found = {"file": Path(file).stem, "net": Path(file).parent.name, "method": method, "accuracy": accuracy}
+            if options.json:
+                add_row(options.json, found | {"float32": whole, "loss": whole - accuracy} | more, KEY)
+
+        if file == options.files[0]:
+            images = torch.cat([x for x, _ in islice(data.train.epoch(0), options.images // BATCH)])
+            for name, build in (("ONNX Runtime", onnx_runtime_int8), ("OpenVINO", openvino_int8)):
+                row(f"{name} int8", correct(build(copy.deepcopy(model), images.numpy()), data))
+        for epochs in options.epochs:
+            for ranges in options.ranges if epochs == 0 else options.ranges[:1]:
+                more = [f"--quantize.epochs={epochs}", f"--quantize.ranges={ranges}", f"--quantize.lr={options.lr}"]
+                recipe = load_recipe(overrides=[*words, "--data.batch_size=100", *more])
+                net = copy.deepcopy(model)
+                with Display() as display:
+                    score = to_eight_bits(net, recipe, data, accelerator, display, StopRequest())
+                (program,) = captured(net.eval(), torch.zeros(1, *data.image_shape)).segments
+                small = quantise(program, net.activation_ranges)
+                classify: Classify = lambda x, small=small: reference.run(small, x).reshape(len(x), -1)  # noqa: E731
+                found = correct(classify, data, options.engine)
+                label = "calibrated" if epochs == 0 else f"fine-tuned for {epochs}"
+                row(f"{label}, {ranges}", score.accuracy, engine=found, engine_float32=first, images=options.engine)
+
+
+if __name__ == "__main__":
+    main()
