@@ -71,6 +71,9 @@ def openvino_int8(model: nn.Module, images: NDArray[np.float32]) -> Classify:
     return lambda x: next(iter(request.infer(x).values())).copy()
 
 
+PEERS = {"ONNX Runtime": onnx_runtime_int8, "OpenVINO": openvino_int8}
+
+
 def correct(classify: Classify, data: Data, most: int = 1 << 40) -> float:
     """The accuracy in % on the first test images."""
     right = seen = 0
@@ -98,7 +101,8 @@ def main() -> None:
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--root")
     parser.add_argument("--images", type=int, default=500, help="training images to calibrate by")
-    parser.add_argument("--epochs", type=int, nargs="+", default=[0], help="of fine-tuning with fake quantisation")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=[*PEERS], help="other runtimes to compare with")
+    parser.add_argument("--epochs", type=int, nargs="*", default=[0], help="of fine-tuning with fake quantisation")
     parser.add_argument("--ranges", nargs="+", default=["mse", "percentile", "max"])
     parser.add_argument("--lr", type=float, default=0.002)
     parser.add_argument("--engine", type=int, default=500, help="test images for the program in eight bits")
@@ -124,8 +128,8 @@ def main() -> None:
 
         if file == options.files[0]:
             images = torch.cat([x for x, _ in islice(data.train.epoch(0), options.images // BATCH)])
-            for name, build in (("ONNX Runtime", onnx_runtime_int8), ("OpenVINO", openvino_int8)):
-                row(f"{name} int8", correct(build(copy.deepcopy(model), images.numpy()), data))
+            for name in options.peers:
+                row(f"{name} int8", correct(PEERS[name](copy.deepcopy(model), images.numpy()), data))
         for epochs in options.epochs:
             for ranges in options.ranges if epochs == 0 else options.ranges[:1]:
                 more = [f"--quantize.epochs={epochs}", f"--quantize.ranges={ranges}", f"--quantize.lr={options.lr}"]
