@@ -14,6 +14,7 @@ import numpy as np
 
 from splore.capture.weights import Spatial, scale_rows
 from splore.engine.program import Act, Activate, Add, Affine, Conv, Mul, Pair, Program, Shape
+from splore.engine.tensor_ops import Combine
 from splore.engine.weight import Floats, Weight
 
 
@@ -65,8 +66,8 @@ def join_selects(draft: Draft, output: int) -> Draft:
     """Joins a selection to the one before it."""
     count, joined = _uses(draft, output), Draft()
     for value, op in draft.items():
-        before = joined.get(op.inputs[0])
-        if isinstance(op, Select) and isinstance(before, Select) and count[op.inputs[0]] == 1:
+        before = joined.get(op.inputs[0]) if isinstance(op, Select) else None
+        if isinstance(before, Select) and count[op.inputs[0]] == 1:
             del joined[op.inputs[0]]
             source = tuple(-1 if channel < 0 else before.source[channel] for channel in op.source)
             stride = (before.stride[0] * op.stride[0], before.stride[1] * op.stride[1])
@@ -108,7 +109,7 @@ def join_results(draft: Draft, output: int) -> Draft:
             residual = op.inputs[1] if op.inputs[0] == x else op.inputs[0]
             op = replace(convs[x], inputs=(*convs[x].inputs, residual), act=op.act)
             del joined[x]
-        elif isinstance(op, Activate) and isinstance(makers.get(op.inputs[0]), Conv | Add | Mul | Affine):
+        elif isinstance(op, Activate) and isinstance(makers.get(op.inputs[0]), Conv | Add | Mul | Affine | Combine):
             del joined[op.inputs[0]]
             op = replace(makers[op.inputs[0]], act=op.act)
         joined[value] = op
