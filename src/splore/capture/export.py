@@ -5,6 +5,7 @@ exported as the dense layers that compute the same, and known again by the names
 program, and what stays in torch, is up to `splore.capture.partition`.
 """
 
+import contextlib
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,13 +17,16 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from splore.capture import fuse
-from splore.capture.lowering import Exported, Lowered, Unsupported, arguments, lower, module_name
+from splore.capture.lowering import Builder, Exported, Unsupported, arguments, lower, module_name
 from splore.capture.partition import Piece, partition, tells_batch
 from splore.capture.torch_segment import TorchSegment
 from splore.design.attention import close_attentions
 from splore.design.layers import LowRankSparse
 from splore.engine.flow import Flow, only
-from splore.engine.program import Program
+from splore.engine.program import Conv, Program
+from splore.engine.tensor_ops import MatMul
+
+FILLED = (torch.ops.aten.new_zeros.default, torch.ops.aten.new_ones.default, torch.ops.aten.new_full.default)
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class OutputStructure:
 
 
 def capture(model: nn.Module, example_input: Tensor) -> Captured:
-    """Captures a model in eval mode, on the CPU and in float32, for inputs like the example (N, C, H, W) or (N, C).
+    """Captures a model in eval mode, on the CPU and in float32, for inputs like the example (N, C, H, W) or (N, ...).
 
     The model may give one tensor, or a tuple, list or dict of tensors. The batch size stays open, and the model is left
     as it is. Raises ValueError where it is not such a model, where it draws random numbers, or where `torch.export`
@@ -67,11 +71,9 @@ def capture(model: nn.Module, example_input: Tensor) -> Captured:
     for node in results:
         _expect_result(node, graph)
     nodes = _needed(exported, graph, results)
-    lowered, reasons = _lower(nodes, graph)
-    pieces = partition(nodes, source, results, graph, lowered, reasons)
-    segments = tuple(
-        TorchSegment.of(piece, graph) if piece.reasons else _program(piece, lowered, graph) for piece in pieces
-    )
+    heavy, reasons = _lower(nodes, source, graph)
+    pieces = partition(nodes, source, results, graph, heavy, reasons)
+    segments = tuple(TorchSegment.of(piece, graph) if piece.reasons else _segment(piece, graph) for piece in pieces)
     structure = _structure(exported)
     shapes = [tuple(node.meta["val"].shape[1:]) for node in results]
     flow = _flow(pieces, source, results, structure)
@@ -103,9 +105,9 @@ def _expect_model(model: nn.Module, example: Tensor) -> None:
             raise ValueError(f"expected a float32 model, found {path} of {tensor.dtype}: call model.float() first")
         if tensor.is_floating_point() and tensor.isnan().any():
             raise ValueError(f"expected numbers, found NaN in {path}: go back to the last good checkpoint")
-    if example.dtype != torch.float32 or example.device.type != "cpu" or example.dim() not in (2, 4):
+    if example.dtype != torch.float32 or example.device.type != "cpu" or not 2 <= example.dim() <= 5:
         found = f"{tuple(example.shape)} of {example.dtype} on {example.device}"
-        raise ValueError(f"expected a float32 example input (N, C, H, W) or (N, C) on the CPU, found {found}")
+        raise ValueError(f"expected a float32 example input (N, C, H, W) or (N, ...) on the CPU, found {found}")
 
 
 def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
@@ -184,6 +186,8 @@ def _constants(exported: torch.export.ExportedProgram, source: fx.Node, layers: 
             model.constants[node], model.names[node] = stored[path].detach(), path.removesuffix(".weight")
             if path.endswith(".weight") and path.removesuffix(".weight") in layers:
                 model.layers[node] = layers[path.removesuffix(".weight")]
+        elif node.target in FILLED and all(isinstance(size, int) for size in node.args[1]):
+            model.constants[node] = node.target(torch.empty(0), *node.args[1:])  # it takes no more than a type
         elif _computes_tensors(node) and all(argument in model.constants for argument in node.all_input_nodes):
             arguments = fx.map_arg((node.args, node.kwargs), model.constants.__getitem__)
             model.constants[node] = node.target(*arguments[0], **arguments[1])
@@ -205,27 +209,38 @@ def _needed(exported: torch.export.ExportedProgram, model: Exported, results: li
     return tuple(reversed(nodes))
 
 
-def _lower(nodes: tuple[fx.Node, ...], model: Exported) -> tuple[dict[fx.Node, Lowered], dict[fx.Node, str]]:
-    """The operations of each node, and the reasons for those that have none."""
-    lowered, reasons = {}, {}
-    for node in nodes:
+def _lower(nodes: tuple[fx.Node, ...], source: fx.Node, model: Exported) -> tuple[set[fx.Node], dict[fx.Node, str]]:
+    """The nodes that are worth a program of their own, and the reasons for those that can't be in one."""
+    build, heavy, reasons = Builder(model), set(), {}
+    for node in (source, *nodes):
+        before = len(build.shapes)
         try:
-            lowered[node] = lower(node, model)
+            if node is source:
+                build.read(node)
+                continue
+            lower(node, build)
         except Unsupported as reason:
             reasons[node] = str(reason)
-    return lowered, reasons
+            with contextlib.suppress(Unsupported):  # what reads it may be known
+                build.read(node)
+        if any(isinstance(op, Conv | MatMul) for value, op in build.draft.items() if value >= before):
+            heavy.add(node)
+    return heavy, reasons
 
 
-def _program(piece: Piece, lowered: dict[fx.Node, Lowered], model: Exported) -> Program:
-    draft: fuse.Draft = {}
+def _segment(piece: Piece, model: Exported) -> Program | TorchSegment:
+    try:
+        return _program(piece, model)
+    except Unsupported as reason:  # of the whole, though each node is known
+        return TorchSegment.of(replace(piece, reasons={"*": str(reason)}), model)
+
+
+def _program(piece: Piece, model: Exported) -> Program:
     ((source,), (result,)) = (piece.inputs, piece.outputs)
-    values = {source: 0}
+    build = Builder(model)
+    build.read(source)
     for node in piece.nodes:
-        inputs = tuple(values[value] for value in lowered[node].sources)
-        for op in lowered[node].ops:
-            value = len(draft) + 1
-            draft[value] = replace(op, inputs=inputs)
-            inputs = (value,)
-        values[node] = inputs[0]
-    flat = [node.meta["val"].dim() == 2 for node in (source, result)]
-    return fuse.program(draft, values[result], model.shape(source), *flat)
+        lower(node, build)
+    value = build.finish(result)
+    dims = [tuple(node.meta["val"].shape[1:]) for node in (source, result)]
+    return fuse.program(build.draft, value, build.shapes[0], *dims)

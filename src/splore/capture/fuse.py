@@ -42,15 +42,20 @@ class Select:
 Draft = dict[int, Any]  # Op, Pad or Select
 
 
-def program(draft: Draft, output: int, shape: Shape, flat_input: bool, flat_output: bool) -> Program:
-    """The program of a draft whose result is the value `output`, for inputs of this shape."""
+def program(
+    draft: Draft, output: int, shape: Shape, input_dims: tuple[int, ...], output_dims: tuple[int, ...]
+) -> Program:
+    """The program of a draft whose result is the value `output`, for inputs of this shape; the caller's images and
+    results have these dimensions."""
     draft = needed(draft, output)
     for join in (join_selects, join_pads, join_results, join_pre_activations):
         draft = join(draft, output)
     draft = needed(expand(draft), output)
     number = {0: 0} | {value: index + 1 for index, value in enumerate(draft)}
     ops = tuple(replace(op, inputs=tuple(number[value] for value in op.inputs)) for op in draft.values())
-    return Program(shape, ops, flat_input, flat_output)
+    flat_input, flat_output = (len(dims) == 1 for dims in (input_dims, output_dims))
+    others = [() if len(dims) in (1, 3) else dims for dims in (input_dims, output_dims)]
+    return Program(shape, ops, flat_input, flat_output, others[0], others[1])
 
 
 def needed(draft: Draft, output: int) -> Draft:

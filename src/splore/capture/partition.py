@@ -5,14 +5,13 @@ value goes in or out between them, however many pass by; so an unknown operator 
 What lies between programs is a piece of torch, with as many values in and out as it takes.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, fx
 from torch.ops import aten
 
-from splore.capture.lowering import Exported, Lowered, Unsupported, module_name
-from splore.engine.program import Conv
+from splore.capture.lowering import Exported, Unsupported, module_name
 
 
 @dataclass(frozen=True)
@@ -33,11 +32,14 @@ def partition(
     source: fx.Node,
     results: Iterable[fx.Node],
     model: Exported,
-    lowered: Mapping[fx.Node, Lowered],
+    heavy: Collection[fx.Node],
     reasons: Mapping[fx.Node, str],
 ) -> list[Piece]:
-    """The pieces in the order in which they run. A program needs a convolution to be worth the way out of torch and
-    back, unless it is the whole graph."""
+    """The pieces in the order in which they run. `reasons` has the nodes that can't be in a program.
+
+    A program needs a convolution or a product, one of the `heavy` nodes, to be worth the way out of torch and back,
+    unless it is the whole graph.
+    """
     if not nodes:
         return [Piece((), (source,), (source,), {"*": "it computes nothing"})]
     last_use = {value: index for index, node in enumerate(nodes) for value in reads(node, model)}
@@ -45,7 +47,7 @@ def partition(
     spans: list[tuple[int, int]] = []
     left = start = 0
     while start < len(nodes):
-        end = _longest(nodes, start, model, lowered, last_use)
+        end = _longest(nodes, start, model, heavy, reasons, last_use)
         if end == start:
             start += 1
             continue
@@ -94,26 +96,27 @@ def _longest(
     nodes: Sequence[fx.Node],
     start: int,
     model: Exported,
-    lowered: Mapping[fx.Node, Lowered],
+    heavy: Collection[fx.Node],
+    reasons: Mapping[fx.Node, str],
     last_use: Mapping[fx.Node, int],
 ) -> int:
     """The end of the longest program that starts here; `start` where there is none."""
-    best, inside, inputs, convolution = start, set(), set(), False
+    best, inside, inputs, worth = start, set(), set(), False
     leaving: set[fx.Node] = set()  # made inside, and still to be read
     for index in range(start, len(nodes)):
         node = nodes[index]
-        if node not in lowered:
+        if node in reasons:
             break
-        sources = lowered[node].sources
+        sources = reads(node, model)
         inside.add(node)
         leaving.add(node)
         leaving -= {value for value in sources if last_use[value] <= index}
         inputs |= {value for value in sources if value not in inside}
         if len(inputs) > 1 or not all(_is_boundary(value, model) for value in inputs):
             break
-        convolution = convolution or any(isinstance(op, Conv) for op in lowered[node].ops)
-        whole = start == 0 and index == len(nodes) - 1 and any(lowered[other].ops for other in inside)
-        if len(leaving) == 1 and (convolution or whole) and _is_boundary(next(iter(leaving)), model):
+        worth = worth or node in heavy
+        whole = start == 0 and index == len(nodes) - 1
+        if len(leaving) == 1 and len(inputs) == 1 and (worth or whole) and _is_boundary(next(iter(leaving)), model):
             best = index + 1
     return best
 
@@ -136,9 +139,9 @@ def _reasons(nodes: Iterable[fx.Node], reasons: Mapping[fx.Node, str]) -> dict[s
 
 
 def _is_boundary(node: fx.Node, model: Exported) -> bool:
-    """Whether a value can go into a program or come out of one: images (N, C, H, W), or vectors (N, C)."""
+    """Whether a value can go into a program or come out of one: float32, with the batch first."""
     try:
-        model.shape(node)
+        sizes, batch = model.sizes(node)
     except Unsupported:
         return False
-    return node.meta["val"].dim() in (2, 4)
+    return batch == 0 and sizes[0] == 1 and len(sizes) > 1

@@ -48,6 +48,8 @@ class TorchSegment:
                     copied[node] = graph.call_function(torch.ops.aten.sym_size.int, (copied[batches[0]], 0))
                 else:
                     copied[node] = graph.node_copy(node, copy)
+                    if node.target is torch.ops.aten.view.default:  # of what a program made, in another order
+                        copied[node].target = torch.ops.aten.reshape.default
             return copied[node]
 
         for node in piece.nodes:

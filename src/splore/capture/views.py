@@ -23,17 +23,20 @@ Sizes = tuple[int, ...]
 @dataclass(frozen=True)
 class View:
     """A tensor with the factors of each dimension. The batch is the outermost part of the dimension `batch`, whose
-    factors are those of one image."""
+    factors are those of one image; but where it was joined to dimensions before it, these are `outer`."""
 
     value: int
     dims: tuple[Factors, ...]
     batch: int = 0
     offset: Shape = (0, 0, 0)
+    outer: Factors = ()
 
     @property
     def sizes(self) -> Sizes:
         """Of each dimension, as if the batch were one."""
-        return tuple(prod(factor.size for factor in dim) for dim in self.dims)
+        sizes = [prod(factor.size for factor in dim) for dim in self.dims]
+        sizes[self.batch] *= prod(factor.size for factor in self.outer)
+        return tuple(sizes)
 
     def factors(self, dims: Iterable[int]) -> Factors:
         """Of several dimensions as one."""
@@ -53,11 +56,17 @@ class View:
 
     def reshaped(self, sizes: Sizes, batch: int) -> "View | None":
         """With other dimensions; None where they cut through a factor."""
-        before = regrouped(self.factors(range(self.batch)), sizes[:batch])
-        after = regrouped(self.factors(range(self.batch, len(self.dims))), sizes[batch:])
+        first = merged([*self.factors(range(self.batch)), *self.outer])
+        total, wanted = prod(factor.size for factor in first), prod(sizes[:batch])
+        if total % wanted or sizes[batch] % (total // wanted):
+            return None
+        outer = total // wanted
+        before = regrouped(first, (*sizes[:batch], outer))
+        last = self.factors(range(self.batch, len(self.dims)))
+        after = regrouped(last, (sizes[batch] // outer, *sizes[batch + 1 :]))
         if before is None or after is None:
             return None
-        return replace(self, dims=(*before, *after), batch=batch)
+        return replace(self, dims=(*before[:-1], *after), batch=batch, outer=before[-1])
 
     def sliced(self, dim: int, start: int, step: int, count: int) -> "View | None":
         """With `count` places of a dimension, `step` apart; None where it has several factors."""
@@ -66,10 +75,10 @@ class View:
         if len(self.dims[dim]) != 1:
             return None
         (factor,) = self.dims[dim]
-        offset = list(self.offset)
-        offset[factor.axis] += start * factor.stride
+        on = start * factor.stride
+        c, height, width = (first + (on if axis == factor.axis else 0) for axis, first in enumerate(self.offset))
         one = merged([Factor(factor.axis, count, factor.stride * step)])
-        return replace(self, dims=(*self.dims[:dim], one, *self.dims[dim + 1 :]), offset=tuple(offset))
+        return replace(self, dims=(*self.dims[:dim], one, *self.dims[dim + 1 :]), offset=(c, height, width))
 
     def expanded(self, sizes: Sizes) -> "View":
         """With as many copies of each dimension of one as wanted."""
@@ -80,7 +89,7 @@ class View:
 
     def covers(self, shape: Shape) -> bool:
         """Whether it has each number of a value of this shape once."""
-        factors = [factor for dim in self.dims for factor in dim]
+        factors = [*self.outer, *(factor for dim in self.dims for factor in dim)]
         return self.offset == (0, 0, 0) and all(
             tiles([f for f in factors if f.axis == axis], size) for axis, size in enumerate(shape)
         )

@@ -104,8 +104,7 @@ class Engine:
         Raises ValueError where the file is not valid, or an image would take more than `image_bytes` of memory to run.
         """
         program, plans = program_file.load_with_plans(path, image_bytes)
-        input = program.input[:1] if program.flat_input else program.input
-        output = program.output[:1] if program.flat_output else program.output
+        input, output = program.caller_shapes
         segment = ProgramSegment(program, threads or usable_cores(), deterministic, plans, replan)
         return cls((segment,), input, output, threads, deterministic=deterministic, task=program_file.load_task(path))
 

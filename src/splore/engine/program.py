@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from splore.engine.integer import Convert, IntWeight, Quant, Table, check_quants
 from splore.engine.tensor_ops import Clamp, Combine, Constant, Leaky, MatMul, Normalize, Reorder, Resample, Softmax
 from splore.engine.values import (
+    MAX_DIMS,
     MAX_NAME,
     MAX_OPS,
     Act,
@@ -210,11 +211,17 @@ class Program:
     ops: tuple[Op, ...]
     flat_input: bool = False  # the caller gives (N, C), not (N, C, 1, 1)
     flat_output: bool = False  # the caller gets (N, C), not (N, C, 1, 1)
+    # What the caller gives and gets for an image where that is neither (C, H, W) nor flat: the same numbers in order.
+    input_dims: tuple[int, ...] = ()
+    output_dims: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for flat, shape in ((self.flat_input, self.shapes[0]), (self.flat_output, self.shapes[-1])):
             if flat and shape[1:] != (1, 1):
                 raise ValueError(f"a flat input or output must be (C, 1, 1), found {shape}")
+        for dims, shape in ((self.input_dims, self.shapes[0]), (self.output_dims, self.shapes[-1])):
+            if dims and (len(dims) > MAX_DIMS or min(dims) < 1 or math.prod(dims) != math.prod(shape)):
+                raise ValueError(f"the dimensions of an image must have the numbers of {shape}, found {dims}")
         if self.quants[-1] is not None:
             raise ValueError("the output must be in float32, found bytes: end with a Convert")
 
@@ -240,6 +247,12 @@ class Program:
     def quants(self) -> tuple[Quant | None, ...]:
         """How each value is stored: None for float32, as the input is."""
         return (None, *(getattr(op, "quant", None) for op in self.ops))
+
+    @property
+    def caller_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of an image as the caller gives it, and of its result."""
+        given = self.input_dims or (self.input[:1] if self.flat_input else self.input)
+        return given, self.output_dims or (self.output[:1] if self.flat_output else self.output)
 
     @property
     def output(self) -> Shape:

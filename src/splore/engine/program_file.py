@@ -71,6 +71,7 @@ ARRAYS = {
     Conv: (*WEIGHT, "bias", "pre.scale", "pre.shift"), IntConv: (*INT_STORED, "bias"), Affine: FACTORS,
     tensor_ops.Normalize: FACTORS, **OWN,
 }  # fmt: skip
+DIMS = ("input_dims", "output_dims")  # where they are no others
 TYPES = ("F32", "U32", "I8", "U8")
 
 
@@ -165,6 +166,7 @@ def describe(program: Program) -> dict[str, Any]:
     return {
         "version": VERSION, "input": program.input, "flat_input": program.flat_input,
         "flat_output": program.flat_output, "ops": ops,
+        **{key: getattr(program, key) for key in DIMS if getattr(program, key)},
     }  # fmt: skip
 
 
@@ -193,13 +195,15 @@ def _program(metadata: Mapping[str, str], tensors: dict[str, NDArray]) -> Progra
         )
     if metadata.get(CHECKSUM) != checksum(text, tensors):
         raise ValueError("the checksum does not match: the file was altered or damaged")
-    _expect_keys(structure, {"version", "input", "flat_input", "flat_output", "ops"})
+    dims = {key: numbers(structure[key]) for key in DIMS if key in structure}
+    _expect_keys(structure, {"version", "input", "flat_input", "flat_output", "ops", *dims})
     c, height, width = _ints(structure["input"], 3)
-    flags = {key: typed(structure[key], bool) for key in ("flat_input", "flat_output")}
+    flat_input, flat_output = (typed(structure[key], bool) for key in ("flat_input", "flat_output"))
     ops = tuple(_operation(index, op, tensors) for index, op in enumerate(typed(structure["ops"], list)))
     if tensors:
         raise ValueError(f"tensors that no operation uses: {', '.join(map(repr, sorted(tensors)[:5]))}")
-    return Program((c, height, width), ops, **flags)
+    given, gets = (dims.get(key, ()) for key in DIMS)
+    return Program((c, height, width), ops, flat_input, flat_output, given, gets)
 
 
 def _operation(index: int, value: object, tensors: dict[str, NDArray]) -> Op:

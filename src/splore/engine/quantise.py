@@ -104,7 +104,7 @@ class _Quantiser:
                 inputs = tuple(self.in_floats(value) for value in op.inputs)
                 self.floats[index + 1] = self.add(replace(op, inputs=inputs))
         self.in_floats(last)
-        return Program(self.program.input, tuple(self.ops), self.program.flat_input, self.program.flat_output)
+        return replace(self.program, ops=tuple(self.ops))
 
     def add(self, op: Op) -> int:
         self.ops.append(op)

@@ -9,6 +9,7 @@ MAX_ELEMENTS = 1 << 28  # of one value of one image, its zero padding included: 
 MAX_ATTRIBUTE = 1 << 20  # of a stride, a pad, a kernel side, a dilation
 MAX_OPS = 1 << 14
 MAX_NAME = 200  # characters
+MAX_DIMS = 8  # of an image as the caller gives it
 
 
 class Act(str, Enum):

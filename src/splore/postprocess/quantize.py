@@ -109,7 +109,7 @@ def measure(net: Captured, batches: Iterable[Tensor], rule: RangeRule) -> Ranges
     def call(segment: Any, values: list) -> list:  # noqa: ANN401 - a program, or a piece of the model in torch
         if isinstance(segment, Program):
             y = observe(segment, np.ascontiguousarray(values[0]).reshape(-1, *segment.input), include)
-            return [y.reshape(y.shape[:2]) if segment.flat_output else y]
+            return [y.reshape(len(y), *segment.caller_shapes[1])]
         return run_torch(segment, values)
 
     for batch in batches:

@@ -8,9 +8,7 @@ from splore.capture.lowering.exported import Exported, Unsupported, arguments, m
 
 __all__ = ["Builder", "Exported", "Unsupported", "arguments", "lower", "module_name"]
 
-LOWERINGS = (
-    convolutions.LOWERINGS | pointwise.LOWERINGS | shapes.LOWERINGS | resampling.LOWERINGS | attention.LOWERINGS
-)
+LOWERINGS = convolutions.LOWERINGS | pointwise.LOWERINGS | shapes.LOWERINGS | resampling.LOWERINGS | attention.LOWERINGS
 
 
 def lower(node: fx.Node, build: Builder) -> None:

@@ -24,7 +24,7 @@ Dims = Sequence[int]
 def product(
     build: Builder, a: View, b: View, groups: tuple[Dims, Dims], free: tuple[Dims, Dims], summed: tuple[Dims, Dims],
     scale: float = 1.0,
-) -> tuple[int, Dims]:  # fmt: skip
+) -> int:  # fmt: skip
     """The sums over the dimensions `summed` of a and b, for each of `groups`, which both have: a value whose channels
     are the groups and b's free dimensions, and whose columns are a's."""
     if a.batch not in groups[0] or groups[0].index(a.batch) != groups[1].index(b.batch):
@@ -36,7 +36,7 @@ def product(
     transposed = not channels  # its free dimension lies along the pixels already
     second = build.arranged(b, *(keys if transposed else values))
     count = prod(a.sizes[dim] for dim in groups[0])
-    return build.add(MatMul("", (), count, transposed, scale), first.value, second.value), free[1]
+    return build.add(MatMul("", (), count, transposed, scale), first.value, second.value)
 
 
 def _matmul(build: Builder, a: Argument, b: Argument) -> View:
@@ -56,15 +56,15 @@ def matmul(build: Builder, a: View, b: View, scale: float = 1.0) -> View:
     if a.batch != b.batch or a.batch >= count or a.sizes[-1] != b.sizes[-2]:
         raise Unsupported("a product of tensors whose batch is not in the same place")
     a, b = (view.expanded((*sizes, *view.sizes[count:])) for view in (a, b))
-    groups = list(range(count))
-    value, _ = product(build, a, b, (groups, groups), ([count], [count + 1]), ([count + 1], [count]), scale)
+    groups: Dims = range(count)
+    value = product(build, a, b, (groups, groups), ([count], [count + 1]), ([count + 1], [count]), scale)
     whole = (*sizes, a.sizes[-2], b.sizes[-1])
     return placed(whole, a.batch, value, [*groups, count + 1], (), (count,))
 
 
 def _einsum(build: Builder, equation: str, parts: list[fx.Node], *_: object) -> View:
     """Of two tensors: letters of both and of the result are groups, letters of both alone are summed over."""
-    terms, _, result = equation.replace(" ", "").partition("->")
+    terms, result = (*equation.replace(" ", "").split("->"), "")[:2]
     letters = terms.split(",")
     if len(parts) != 2 or "." in equation or not result or any(len(set(term)) != len(term) for term in letters):
         raise Unsupported(f"the sum {equation}")
@@ -80,7 +80,7 @@ def _einsum(build: Builder, equation: str, parts: list[fx.Node], *_: object) -> 
     groups = [letter for letter in both if letter in result]
     summed = [letter for letter in both if letter not in result]
     free = ([left.index(letter) for letter in own[0]], [right.index(letter) for letter in own[1]])
-    value, _ = product(build, a, b, numbers(groups), free, numbers(summed))
+    value = product(build, a, b, numbers(groups), free, numbers(summed))
     order = [*groups, *own[1], *own[0]]
     sizes = dict(zip(left, a.sizes, strict=True)) | dict(zip(right, b.sizes, strict=True))
     found = placed(

@@ -65,11 +65,14 @@ class Builder:
             return len(op.source), height, width
         return op.shape(*inputs)
 
-    def view(self, node: object) -> View:
-        """How a tensor lies in a value; a constant one becomes one."""
-        if isinstance(node, fx.Node) and isinstance(self.views.get(node), View):
-            return self.views[node]
-        raise Unsupported("it reads something that is no tensor of images")
+    def view(self, node: object, joined: bool = False) -> View:
+        """How a tensor lies in a value. Few operators take one whose batch is `joined` to dimensions before it."""
+        found = self.views.get(node) if isinstance(node, fx.Node) else None
+        if not isinstance(found, View):
+            raise Unsupported("it reads something that is no tensor of images")
+        if found.outer and not joined:
+            raise Unsupported("its batch is joined to a dimension before it")
+        return found
 
     def constant(self, node: object) -> Floats | None:
         """The numbers of an argument that does not depend on the input, None for any other."""
@@ -86,6 +89,8 @@ class Builder:
 
     def arranged(self, view: View, *axes: Sequence[int]) -> View:
         """The tensor in a value whose channels, height and width are those of its dimensions, each in order."""
+        if view.outer:
+            raise Unsupported("its batch is joined to a dimension before it")
         factors = [view.factors(dims) for dims in axes]
         return placed(view.sizes, view.batch, self.gathered(view, factors), *axes)
 
@@ -103,7 +108,7 @@ class Builder:
     def with_channels(self, view: View, channels: Sequence[int]) -> View:
         """The tensor in a value whose channels are those dimensions; the others are its pixels in any order."""
         others = [dim for dim in range(len(view.dims)) if dim not in channels]
-        pixels = [factor for dim in others for factor in view.dims[dim]]
+        pixels = [*view.outer, *(factor for dim in others for factor in view.dims[dim])]
         shape = self.shape(view)
         in_place = view.offset == (0, 0, 0) and view.factors(channels) == merged([Factor(0, shape[0], 1)])
         for axis in (1, 2):
@@ -166,8 +171,11 @@ class Builder:
 
     def filled(self, model: View, tensor: Floats) -> View:
         """A constant with its numbers where `model`, which is whole, has them."""
-        data = model.filled(self.shape(model), tensor)
-        return replace(model, value=self.add(Constant("", (), data)))
+        return replace(model, value=self.constant_value(model.filled(self.shape(model), tensor)))
+
+    def constant_value(self, data: Floats) -> int:
+        """A value (C, H, W) that is the same for every image."""
+        return self.add(Constant("", (), data))
 
     def finish(self, node: fx.Node) -> int:
         """The value of a tensor in the order of its numbers."""

@@ -1,6 +1,7 @@
 """Convolutions, linear layers and pools."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -125,7 +126,7 @@ def transposed_weight(node: fx.Node, model: Exported) -> tuple[str, Floats, tupl
 
 def _linear(build: Builder, x: fx.Node, weight: fx.Node, bias: fx.Node | None) -> View:
     name, matrix, shape = weight_of(weight, build.model)
-    return linear(build, build.view(x), name, matrix, bias_of(bias, build.model, shape[0]))
+    return linear(build, build.view(x, joined=True), name, matrix, bias_of(bias, build.model, shape[0]))
 
 
 def linear(build: Builder, x: View, name: str, matrix: Weight, bias: Floats) -> View:
@@ -136,7 +137,7 @@ def linear(build: Builder, x: View, name: str, matrix: Weight, bias: Floats) -> 
     view = build.with_channels(x, (last,))
     value = build.add(Conv(name, (), matrix, bias), view.value)
     channels = (Factor(0, bias.size, 1),) if bias.size > 1 else ()
-    return View(value, (*view.dims[:-1], channels), view.batch)
+    return replace(view, value=value, dims=(*view.dims[:-1], channels))
 
 
 def _matrix(build: Builder, bias: fx.Node | None, x: fx.Node, weight: fx.Node) -> View:
@@ -163,7 +164,9 @@ def bias_of(node: fx.Node | None, model: Exported, n: int) -> Floats:
     return np.zeros(n, np.float32) if node is None else model.array(node)
 
 
-def _max_pool(build: Builder, x: fx.Node, kernel: Sizes, stride: Sizes, pad: Sizes, dilation: Sizes, ceil: bool) -> View:
+def _max_pool(
+    build: Builder, x: fx.Node, kernel: Sizes, stride: Sizes, pad: Sizes, dilation: Sizes, ceil: bool
+) -> View:
     if pair(dilation) != (1, 1):
         raise Unsupported("a dilated pooling window")
     return _pool("max", build, x, kernel, stride, pad, ceil, False)
@@ -201,9 +204,7 @@ def _pool(
 def _reduced(mode: str, sums: bool = False) -> Callable[..., View]:
     """The mean, the maximum or the sum over some dimensions: a pool over all pixels, which these are made."""
 
-    def lowering(
-        build: Builder, x: fx.Node, axes: list[int] | None = None, keep: bool = False, *_: object
-    ) -> View:
+    def lowering(build: Builder, x: fx.Node, axes: list[int] | None = None, keep: bool = False, *_: object) -> View:
         view = build.view(x)
         over = dims_of(axes, len(view.dims))
         return reduced(build, view, over, keep, mode, sums)

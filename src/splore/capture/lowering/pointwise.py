@@ -39,7 +39,7 @@ def _reversed_sub(build: Builder, a: Argument, b: Argument, alpha: float = 1) ->
 
 def _constant_first(build: Builder, fn: Fn, constant: Floats, x: View) -> View:
     if fn is Fn.SUB:
-        return with_constant(build, Fn.ADD, with_constant(build, Fn.MUL, x, np.float32(-1)), constant)
+        return with_constant(build, Fn.ADD, with_constant(build, Fn.MUL, x, np.full((), -1, np.float32)), constant)
     if fn is Fn.DIV:
         return with_constant(build, Fn.MUL, unary(build, x, Activate("", (), Act.RECIPROCAL)), constant)
     return with_constant(build, fn, x, constant)
@@ -58,11 +58,12 @@ def with_constant(build: Builder, fn: Fn, x: View, constant: Floats) -> View:
     data = np.full((c, 1, 1), number) if number is not None else x.filled((c, height, width), constant)
     same = bool((data == data[:, :1, :1]).all())
     if same and fn in AFFINE:
-        vector, one, zero = data[:, 0, 0].astype(np.float32), np.ones(c, np.float32), np.zeros(c, np.float32)
-        scale, shift = {
-            Fn.ADD: (one, vector), Fn.SUB: (one, -vector), Fn.MUL: (vector, zero), Fn.DIV: (1 / vector, zero),
-        }[fn]  # fmt: skip
-        return unary(build, x, Affine("", (), Scale(scale, shift)))
+        vector: Floats = data[:, 0, 0].astype(np.float32)
+        if fn in (Fn.ADD, Fn.SUB):
+            factors = Scale(np.ones(c, np.float32), vector if fn is Fn.ADD else -vector)
+        else:
+            factors = Scale(vector if fn is Fn.MUL else np.reciprocal(vector), np.zeros(c, np.float32))
+        return unary(build, x, Affine("", (), factors))
     if number is not None and fn in (Fn.MAX, Fn.MIN):
         return clamped(build, x, float(number) if fn is Fn.MAX else None, float(number) if fn is Fn.MIN else None)
     return combined(build, fn, x, build.filled(x, constant))
@@ -143,7 +144,7 @@ def _gelu(build: Builder, x: fx.Node, approximate: str) -> View:
 
 
 def _negative(build: Builder, x: fx.Node) -> View:
-    return with_constant(build, Fn.MUL, build.view(x), np.float32(-1))
+    return with_constant(build, Fn.MUL, build.view(x), np.full((), -1, np.float32))
 
 
 def _power(build: Builder, x: fx.Node, exponent: float) -> View:
@@ -163,7 +164,7 @@ def _rsqrt(build: Builder, x: fx.Node) -> View:
 
 
 def _same(build: Builder, x: fx.Node, *_: object) -> View:
-    return build.view(x)
+    return build.view(x, joined=True)
 
 
 LOWERINGS: dict[object, Callable[..., View]] = {

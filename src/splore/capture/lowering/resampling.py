@@ -1,5 +1,5 @@
-"""Operators that take each row and column from a few others: upsampling, pools that don't divide, rolls, padding by what
-is there."""
+"""Operators that take each row and column from a few others: upsampling, pools that don't divide, rolls, and padding by
+what is there."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -7,11 +7,12 @@ from dataclasses import replace
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from splore.capture.lowering.builder import Builder, dims_of
 from splore.capture.lowering.convolutions import images, mapped, sides
-from splore.capture.lowering.exported import Unsupported, pair
+from splore.capture.lowering.exported import Argument, Unsupported, pair
 from splore.capture.views import View, placed
 from splore.engine.program import Pool
 from splore.engine.tensor_ops import Factor, Resample
@@ -30,7 +31,7 @@ def taps(matrix: Floats) -> Taps:
     return places.astype(np.uint32), np.ascontiguousarray(weights, np.float32)
 
 
-def picked(places: Floats) -> Taps:
+def picked(places: NDArray) -> Taps:
     """One place for each output."""
     return np.asarray(places, np.uint32)[:, None], np.ones((len(places), 1), np.float32)
 
@@ -40,24 +41,24 @@ def resampled(build: Builder, value: int, rows: Taps, columns: Taps) -> int:
 
 
 def _separable(function: Callable[[Tensor, int], Tensor], height: int, width: int) -> tuple[Taps, Taps]:
-    """The taps of an operator that works on rows and on columns by themselves: `function` of a tensor (1, n, n, 1), with
-    the axis, of a unit matrix along it."""
+    """The taps of an operator that works on rows and on columns by themselves: `function` is given the unit matrix
+    along each axis, and its number."""
     rows = function(torch.eye(height).reshape(1, height, height, 1), 0)[0, :, :, 0]
     columns = function(torch.eye(width).reshape(1, width, 1, width), 1)[0, :, 0]
     return taps(rows.T.contiguous().numpy()), taps(columns.T.contiguous().numpy())
 
 
 def _upsample(target: Callable[..., Tensor], takes_corners: bool) -> Callable[..., View]:
-    def lowering(build: Builder, x: fx.Node, size: list[int] | None, *more: object) -> View:
+    def lowering(build: Builder, x: fx.Node, size: list[int] | None, *more: Argument) -> View:
         view = images(build, x, lines=False)
         corners = more[:1] if takes_corners else ()
-        scales = more[-1]
+        scales: list[float] | None = more[-1]
         if size is not None and not all(isinstance(side, int) for side in size):
             raise Unsupported("a size that depends on the batch")
 
         def one(matrix: Tensor, axis: int) -> Tensor:
             shape = None if size is None else [side if each == axis else 1 for each, side in enumerate(size)]
-            factors = None if scales is None else [s if each == axis else 1.0 for each, s in enumerate(scales)]  # type: ignore[arg-type]
+            factors = None if scales is None else [s if each == axis else 1.0 for each, s in enumerate(scales)]
             return target(matrix, shape, *corners, factors)
 
         _, height, width = build.shape(view)
@@ -105,7 +106,7 @@ def _along(build: Builder, view: View, dims: list[int]) -> tuple[View, list[int]
     return build.arranged(view, others, dims[:-1], dims[-1:]), [2] if len(dims) == 1 else [1, 2]
 
 
-def _taken(build: Builder, view: View, places: Mapping[int, Floats]) -> View:
+def _taken(build: Builder, view: View, places: Mapping[int, NDArray]) -> View:
     """The tensor with other places of some dimensions."""
     dims = sorted(places)
     view, axes = _along(build, view, dims)

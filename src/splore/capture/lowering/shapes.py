@@ -2,12 +2,13 @@
 
 import operator
 from collections.abc import Callable
+from math import prod
 
 import torch
 from torch import fx
 
 from splore.capture.fuse import Pad, Select
-from splore.capture.lowering.builder import Builder, dims_of
+from splore.capture.lowering.builder import Builder
 from splore.capture.lowering.exported import Unsupported
 from splore.capture.lowering.resampling import wrapped
 from splore.capture.views import View, placed
@@ -19,7 +20,7 @@ ALL = 2**62  # an end of a slice beyond every size
 
 
 def _reshape(build: Builder, x: fx.Node, *_: object) -> View:
-    return build.reshaped(build.view(x), *build.model.sizes(build.node))
+    return build.reshaped(build.view(x, joined=True), *build.model.sizes(build.node))
 
 
 def _permute(build: Builder, x: fx.Node, order: list[int]) -> View:
@@ -102,7 +103,6 @@ def _getitem(build: Builder, source: fx.Node, index: int) -> View:
     return found[index]
 
 
-
 def _cat(build: Builder, parts: list[fx.Node], dim: int = 0) -> View:
     return joined(build, parts, [build.constant(part) for part in parts], dim, stacked=False)
 
@@ -123,8 +123,11 @@ def joined(build: Builder, parts: list[fx.Node], constants: list[Floats | None],
     for node, constant in zip(parts, constants, strict=True):
         if constant is not None:
             size = 1 if stacked else constant.shape[dim]
-            frame = placed((*sizes[:dim], size, *sizes[dim + 1 :]), batch, 0, *axes)
-            values.append(build.filled(frame, constant[(slice(None),) * dim + (None,)] if stacked else constant).value)
+            own = (*sizes[:dim], size, *sizes[dim + 1 :])
+            height, width = (prod(own[each] for each in dims) for dims in axes[1:])
+            tensor = constant[(slice(None),) * dim + (None,)] if stacked else constant
+            data = placed(own, batch, 0, *axes).filled((size, height, width), tensor)
+            values.append(build.constant_value(data))
             continue
         view = build.view(node)
         view = view.inserted(dim) if stacked else view
