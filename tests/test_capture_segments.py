@@ -11,16 +11,12 @@ from splore.capture.torch_segment import TorchSegment
 from splore.engine.program import Conv, Program
 
 LEFT = [
-    ("softmax", lambda m, x: F.softmax(m.linear(x.mean((2, 3))), 1), ["Program", "TorchSegment"]),
-    ("reflected", lambda m, x: F.conv2d(F.pad(x, (1, 1, 1, 1), "reflect"), m.conv.weight.new_ones(2, 4, 3, 3)),
-     ["Program", "TorchSegment", "Program"]),
-    ("shuffled", lambda m, x: m.linear(x.view(-1, 2, 2, 8, 8).transpose(1, 2).reshape(x.shape).mean((2, 3))),
+    ("log softmax", lambda m, x: F.log_softmax(m.linear(x.mean((2, 3))), 1), ["Program", "TorchSegment"]),
+    ("sums so far", lambda m, x: F.conv2d(x.cumsum(1), m.conv.weight.new_ones(2, 4, 3, 3)),
      ["Program", "TorchSegment", "Program"]),
     ("unknown within a residual", lambda m, x: x + torch.sin(x), ["Program", "TorchSegment"]),
-    ("does not divide", lambda m, x: F.adaptive_avg_pool2d(x, 3), ["Program", "TorchSegment"]),
+    ("a maximum that does not divide", lambda m, x: F.adaptive_max_pool2d(x, 3), ["Program", "TorchSegment"]),
     ("over the batch", lambda m, x: x - x.mean(0), ["Program", "TorchSegment"]),
-    ("three dimensions", lambda m, x: m.linear(x.flatten(2).transpose(1, 2)), ["Program", "TorchSegment"]),
-    ("tanh gelu", lambda m, x: F.gelu(x, approximate="tanh"), ["Program", "TorchSegment"]),
     ("grid of the batch", lambda m, x: x.reshape(1, -1, 8, 8).cos().view(x.shape), ["Program", "TorchSegment"]),
 ]  # fmt: skip
 

@@ -103,6 +103,12 @@ class Builder:
         if view.offset == (0, 0, 0) and list(factors) == [tuple(f for axis in whole for f in axis), (), ()]:
             return self.add(Flatten("", ()), view.value)
         channels, height, width = factors
+        steps = [each[0].stride if len(each) == 1 else 0 for each in (height, width)]
+        ends = [
+            (Factor(axis, -(-shape[axis] // step), step),) for axis, step in zip((1, 2), steps, strict=True) if step
+        ]
+        if view.offset == (0, 0, 0) and list(factors) == [whole[0], *ends]:  # joins the selections around it
+            return self.add(Select("", (), shape[0], tuple(range(shape[0])), (steps[0], steps[1])), view.value)
         return self.add(Reorder("", (), channels, height, width, view.offset), view.value)
 
     def with_channels(self, view: View, channels: Sequence[int]) -> View:
