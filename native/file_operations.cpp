@@ -131,8 +131,11 @@ void FileOperations::read(const Json& op) {
   for (const char* name : kind.attributes) read_attribute(name, op.at(name));
   if (kind.kind == SPLORE_REORDER) read_factors(op);
   if (quant) {
-    expect(quant->list().size() == 2, "quant must be a scale and a zero point");
-    words_at_[SPLORE_QUANT] = own(std::vector<float>{float(quant->list()[0].real()), float(quant->list()[1].integer())});
+    const std::vector<Json>& pair = quant->list();
+    expect(pair.size() == 2, "quant must be a scale and a zero point");
+    const float scale = float(pair[0].real());
+    expect(double(scale) == pair[0].real(), "a scale must be a float32");
+    words_at_[SPLORE_QUANT] = own(std::vector<float>{scale, float(pair[1].integer(0, 255))});
   }
   read_tensors(kind.kind);
 }

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 from kernels import in_bytes
+from native_file import opened
 from programs import random_program
 from safetensors.numpy import save
 
@@ -175,13 +176,21 @@ def mutate(program: Program, rng: np.random.Generator) -> bytes:
 
 
 def check(path: Path, run: Callable[[Program, np.ndarray], np.ndarray]) -> str:
-    """Loads one file, and runs it where that is quick. What came of it; anything but a ValueError goes through."""
+    """Loads one file, and runs it where that is quick. What came of it; anything but a ValueError goes through.
+
+    Where there is a native library its own reader must come to the same verdict.
+    """
+    native = run is not reference.run
     try:
         program = program_file.load(path)
     except ValueError as error:
         if not str(error).strip():
             raise AssertionError("an error without a message") from error
+        if native and taken(path.read_bytes()) and "a name must be" not in str(error):  # names are nothing to it
+            raise AssertionError(f"the native reader takes what the other refuses: {error}") from error
         return "refused"
+    if native and not taken(path.read_bytes()):
+        raise AssertionError("the native reader refuses what the other takes")
     cost = program.multiply_adds + sum(int(np.prod(shape)) for shape in program.shapes)
     padded = sum(_padded(program, index) for index in range(len(program.ops)))
     if cost + padded > SMALL:
@@ -189,6 +198,15 @@ def check(path: Path, run: Callable[[Program, np.ndarray], np.ndarray]) -> str:
     with np.errstate(all="ignore"):
         run(program, np.zeros((BATCHES[cost % len(BATCHES)], *program.input), np.float32))
     return "valid"
+
+
+def taken(file: bytes) -> bool:
+    """Whether the native reader takes a file."""
+    try:
+        with opened(file):
+            return True
+    except OSError:
+        return False
 
 
 def _padded(program: Program, index: int) -> int:
