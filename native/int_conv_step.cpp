@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <set>
 
+#include "conv_step.h"
+
 namespace splore {
 namespace {
 
@@ -148,6 +150,11 @@ void IntConvStep::bind() {
     args_.residual_row = residual_->row, args_.residual_plane = residual_->plane;
   }
   args_.gather = tiling_.gather();
+  args_.fetch_input = !choice_.gathered && in_.size() > kStays;
+  args_.fetch_output = op_.quant && map_.size() > kStays;
+  args_.in_plane = in_.plane;
+  args_.first_tap = -w.top * in_.row - w.left * in_.column;
+  args_.last_tap = args_.first_tap + (w.kernel_h - 1) * w.dilation_h * in_.row + (w.kernel_w - 1) * w.dilation_w * in_.column;
 }
 
 void IntConvStep::settle(Packings& packings) {
@@ -161,6 +168,8 @@ void IntConvStep::run(int64_t task, const Run& run, const Scratch& scratch) cons
   const ConvTiling::Place at = tiling_.place(task % tiles);
   ConvTile tile{};
   tile.x = tiling_.corner(at, run.arena);
+  const int64_t index = task % tiles;
+  if (args_.fetch_input && index + 1 < tiles) tile.next = tiling_.corner(tiling_.place(index + 1), run.arena);
   const ptrdiff_t out_at = tiling_.offset(at, map_);
   if (layout_.planar) tile.vector = at.x, tile.mask = map_.mask + out_at;
   tile.out = map_.pixels(run.arena) + out_at;

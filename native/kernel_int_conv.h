@@ -70,6 +70,17 @@ struct IntStore {
     for (int v = 0; v < T; v++) store_ints(scratch.t + (ptrdiff_t(j / 4) * T + v) * L, words.word[v] - excess);
   }
 
+  // What the last block reads and writes of a word beside its sums.
+  SPLORE_INLINE void prefetch(int word) const {
+    const float* out = tile.out + word * args.out_plane;
+    const float* residual = tile.residual + word * args.residual_plane;
+#pragma GCC unroll 16
+    for (int v = 0; v < T; v++) {
+      if (tile.residual != tile.out) __builtin_prefetch(out + (v / C) * args.out_row + (v % C) * L, 1);
+      if (tile.residual) __builtin_prefetch(residual + (v / C) * args.residual_row + (v % C) * L, 0);
+    }
+  }
+
   SPLORE_INLINE void finish(int channel, const Ints (&sum)[T], Words<T>& words, Words<T>& second) const {
     const IntChannel& c = args.channels[channel];
     const int byte = channel % 4;
@@ -126,6 +137,19 @@ struct IntStore {
   }
 };
 
+// Brings words of the input of the next block, or of the next tile, into the second-level cache: the first tap and the last one
+// see nearly all that the window does.
+template <int R, int C, int STEP>
+SPLORE_INLINE void fetch_words(const IntConvArgs& args, const float* corner, int64_t begin, int64_t end) {
+  for (int64_t word = begin; word < end; word++)
+    for (ptrdiff_t tap = args.first_tap;; tap = args.last_tap) {
+      const Corner<R, C, STEP> x(corner + word * args.in_plane + tap, args.x_row);
+#pragma GCC unroll 16
+      for (int v = 0; v < R * C; v++) __builtin_prefetch(x.place(v, 0), 0, 2);
+      if (tap == args.last_tap) break;
+    }
+}
+
 template <int R, int C, int STEP>
 void int_conv_tile(const IntConvArgs& args, const IntPart& part, const ConvTile& tile, const Scratch& scratch) {
   constexpr int T = R * C;
@@ -147,7 +171,15 @@ void int_conv_tile(const IntConvArgs& args, const IntPart& part, const ConvTile&
     }
     const IntStream& stream = part.stream[b];
     block = stream.blocks;
+    const float* ahead = !args.fetch_input ? nullptr : sink.last ? tile.next : tile.x;
+    const ConvBlock& next = args.blocks[sink.last ? 0 : b + 1];
+    const int64_t words_ahead = next.channel_end - next.channel_begin, rows = part.end - part.begin;
     for (int i = part.begin; i < part.end; i++) {
+      const int64_t row = i - part.begin;
+      if (ahead)
+        fetch_words<R, C, STEP>(args, ahead, next.channel_begin + row * words_ahead / rows,
+                                next.channel_begin + (row + 1) * words_ahead / rows);
+      if (args.fetch_output && sink.last && i % 4 == 0 && i + 4 < part.end) sink.prefetch(i / 4 + 1);
       sink.start(i, args.channels[i].start, sum);
       block = add_blocks(block, stream.counts[i - part.begin], x, sum);
       if (sink.last)

@@ -46,6 +46,8 @@ struct IntConvArgs {
   ptrdiff_t x_row;
   ptrdiff_t out_row, out_plane, residual_row, residual_plane, second_row, second_plane;
   const Gather* gather;
+  bool fetch_input, fetch_output;  // too large for the second-level cache: prefetch what comes next
+  ptrdiff_t in_plane, first_tap, last_tap;  // of the input: words between planes, and from a tile's corner
 };
 
 typedef void (*IntConvKernel)(const IntConvArgs&, const IntPart&, const ConvTile&, const Scratch&);
