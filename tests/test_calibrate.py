@@ -7,11 +7,13 @@ import torch
 from nets import decomposable, low_rank_plus_sparse
 from torch import nn
 
+from splore.design import calibrate, trial
 from splore.design.allocate import CAUTION, share, split_at
 from splore.design.calibrate import Moments, fitted, moments
 from splore.design.decompose import Design, decompose
 from splore.design.layers import decomposed_layers
 from splore.design.matrix import Scheme, unfold
+from splore.design.trained import CAUTIONS, _clearly_less
 from splore.measure.cost import cost
 from splore.postprocess.prune import magnitude, prune
 
@@ -213,3 +215,50 @@ def test_the_loader_may_give_dicts_and_the_model_too_and_modes_are_restored():
     decompose(model, Design(params=0.5), [{"pixel_values": x, "labels": torch.zeros(16)} for x in images()])
     assert {module.training for module in (*model.net[3], model.net[6], model)} == {True} and not model.net[1].training
     assert cost(model.net, (3, 8, 8)).params_kept == pytest.approx(0.5, abs=1e-3)
+
+
+def test_a_wide_layer_is_weighed_by_the_squares_of_its_inputs_alone(monkeypatch):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(30, 20), nn.Linear(20, 4)), torch.randn(400, 30) * torch.linspace(0.1, 3, 30)
+    full = calibrate.moments(model, {"0": model[0]}, Scheme.CHANNEL, [x])["0"]
+    monkeypatch.setattr(calibrate, "WIDEST", 25)
+    wide = calibrate.moments(model, {"0": model[0]}, Scheme.CHANNEL, [x])["0"]
+    assert wide.products.shape == (30,)
+    torch.testing.assert_close(wide.squares, full.squares, rtol=1e-5, atol=1e-5)
+    D = torch.randn(20, 30)
+    assert wide.error(D) == pytest.approx((D.double().square() * full.squares).sum().item(), rel=1e-4)
+    wanted, blind = model(x), copy.deepcopy(model)
+    decompose(blind, Design(params=0.5))
+    decompose(model, Design(params=0.5), calibrate=[x])
+    assert (model(x) - wanted).square().mean() < (blind(x) - wanted).square().mean()
+
+
+def test_a_calibrated_budget_is_divided_as_inputs_held_back_say_is_best(monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 10))
+    batches = [torch.randn(64, 40) for _ in range(4)]
+    found = []
+    kept = trial.Trial.divergence
+
+    def divergence(self, parts, held):
+        assert len(held) == 1 and held[0] is batches[3]
+        found.append(kept(self, parts, held))
+        return found[-1]
+
+    monkeypatch.setattr(trial.Trial, "divergence", divergence)
+    logits = model(batches[3]).log_softmax(1)
+    decompose(model, Design(params=0.4), calibrate=batches)
+    assert len(found) == 1 + len(CAUTIONS)
+    moved = model(batches[3]).log_softmax(1)
+    ours = (logits.exp() * (logits - moved)).sum(1).mean().item()
+    means = [each.mean().item() for each in found]
+    assert ours <= means[0] * 1.001 and any(ours == pytest.approx(mean, rel=1e-3) for mean in means)
+
+
+def test_more_of_L_is_taken_only_where_it_is_clearly_better():
+    draw = torch.Generator().manual_seed(0)
+    base = torch.rand(200, generator=draw)
+    noise = torch.randn(200, generator=draw)
+    assert _clearly_less(base - 0.1 + 0.1 * noise, base)
+    assert not _clearly_less(base - 0.001 + 0.1 * noise, base) and not _clearly_less(base, base)
+    assert not _clearly_less(base[:1] - 1, base[:1])

@@ -32,6 +32,9 @@ RIDGE = 0.01
 STEPS = 40
 """Steps of conjugate gradients."""
 
+WIDEST = 8192
+"""Inputs of a layer up to which all their products are kept, in k x k numbers; of a wider one the squares alone."""
+
 TINY = 1e-30
 
 
@@ -39,7 +42,8 @@ TINY = 1e-30
 class Moments:
     """The inputs x (k,) of a layer, as columns of its matrix: their number, sum, and sum of x x^T, in float64.
 
-    `has_bias` says whether the layer has a bias.
+    Of a layer that is wider than `WIDEST`, `products` has the diagonal alone (k,), and so has C. `has_bias` says whether
+    the layer has a bias.
     """
 
     count: int
@@ -50,14 +54,21 @@ class Moments:
     @property
     def C(self) -> Tensor:
         """The mean of x x^T, with a ridge; the covariance for a layer whose bias makes up for the mean."""
-        C = self.products / self.count
+        C, whole = self.products / self.count, self.products.dim() == 2
         if self.has_bias:
-            C = C - torch.outer(self.sum, self.sum) / self.count**2
-        return C + (RIDGE * C.diagonal().mean() + TINY) * torch.eye(len(C), dtype=C.dtype, device=C.device)
+            C = C - (torch.outer(self.sum, self.sum) if whole else self.sum.square()) / self.count**2
+        ridge = RIDGE * (C.diagonal() if whole else C).mean() + TINY
+        return C + (ridge * torch.eye(len(C), dtype=C.dtype, device=C.device) if whole else ridge)
+
+    @property
+    def squares(self) -> Tensor:
+        """The diagonal of C (k,)."""
+        return self.C.diagonal() if self.products.dim() == 2 else self.C
 
     def error(self, D: Tensor) -> float:
         """The mean squared change of the outputs by a change D (m, k) of the matrix: tr(D C D^T)."""
-        return ((D.double() @ self.C) * D).sum().item()
+        C = self.C
+        return ((D.double() @ C if C.dim() == 2 else D.double() * C) * D).sum().item()
 
     def shift(self, D: Tensor, outputs: int) -> Tensor:
         """What a change -D (m, k) of the matrix takes from the mean of each output."""
@@ -71,7 +82,7 @@ def column_scale(W: Tensor, seen: Moments | None) -> Tensor:
     """
     if seen is None:
         return (1 / W.norm().clamp_min(TINY)).expand(1, W.shape[1])
-    return (seen.C.diagonal() / max(seen.error(W), TINY)).sqrt()[None].to(W)
+    return (seen.squares / max(seen.error(W), TINY)).sqrt()[None].to(W)
 
 
 @torch.no_grad()
@@ -92,10 +103,11 @@ def moments(
         k = x.shape[1]
         # A mean over all groups is that of none, and no bias makes up for it.
         has_bias = layer.bias is not None and getattr(layer, "groups", 1) == 1
-        total = found.setdefault(name, Moments(0, x.new_zeros(k).double(), x.new_zeros(k, k).double(), has_bias))
+        sides = (k, k) if k <= WIDEST else (k,)
+        total = found.setdefault(name, Moments(0, x.new_zeros(k).double(), x.new_zeros(sides).double(), has_bias))
         total.count += len(x)
         total.sum += x.sum(0)
-        total.products += x.T @ x
+        total.products += x.T @ x if k <= WIDEST else x.square().sum(0)
 
     handles = [
         layer.register_forward_pre_hook(lambda _, given, n=name: see(n, given[0])) for name, layer in layers.items()
@@ -175,12 +187,13 @@ def fitted(
     """A (m, r), B and S (m, k) that make least of tr(D C D^T) for D = W - A·B - S, with S zero outside the mask.
 
     By conjugate gradients on each row of A and S, preconditioned by the diagonal; B stays, but for its share of the
-    norms. Where no inputs were seen, A stays too, and S is what is left of W. S is None where there is no mask.
+    norms. Where no inputs were seen, or no products of them, A stays too, and S is what is left of W. S is None where
+    there is no mask.
     """
     exact, A, B = W.double(), A.double(), B.double()
     kept = torch.zeros_like(exact) if mask is None else mask.double()
     S = (exact - A @ B) * kept
-    if seen is not None:
+    if seen is not None and seen.products.dim() == 2:
         A, S = _least_squares(exact, A, B, S, kept, seen.C)
     root = (B.norm(dim=1) / A.norm(dim=0).clamp_min(TINY)).sqrt().clamp_min(TINY)
     return (A * root).to(W), (B / root[:, None]).to(W), None if mask is None else S.to(W)

@@ -28,8 +28,8 @@ PROBES = 2
 HELD_BACK = 4
 """One in so many batches is not fitted to, but tells which division of a budget is best."""
 
-CAUTIONS = (math.inf, CAUTION, 1.0)
-"""What is tried: S alone, which comes first where all are equal, and more of L."""
+CAUTIONS = (CAUTION, 1.0)
+"""What is tried in place of S alone: some L, and more of it. One that is not clearly better is not taken."""
 
 
 @dataclass(frozen=True)
@@ -102,4 +102,16 @@ def parts_to_budget(
     trial = Trial(model, layers, matrices, scheme, seen)
     for name, weight in trial.weights(parts, inputs.batches[:PROBES]).items():
         scales[name] = scales[name] * weight**0.5
-    return min((divided(caution) for caution in CAUTIONS), key=lambda parts: trial.divergence(parts, inputs.held_back))
+    best, least = divided(math.inf), None
+    for caution in (None, *CAUTIONS):
+        parts = best if caution is None else divided(caution)
+        found = trial.divergence(parts, inputs.held_back)
+        if least is None or _clearly_less(found, least):
+            best, least = parts, found
+    return best
+
+
+def _clearly_less(found: Tensor, least: Tensor) -> bool:
+    """Whether a mean is below another, of the same samples, by more than two standard errors of the difference."""
+    gain = (least - found).double()
+    return len(gain) > 1 and gain.mean().item() > 2 * gain.std().item() / math.sqrt(len(gain))

@@ -55,16 +55,16 @@ class Trial:
         return {name: found.get(name, usual) for name in self.layers}
 
     @torch.no_grad()
-    def divergence(self, parts: Mapping[str, Parts], batches: Sequence) -> float:
-        """How far from its own the outputs of the network are with these parts, batch norm measured on each batch.
+    def divergence(self, parts: Mapping[str, Parts], batches: Sequence) -> Tensor:
+        """How far from its own the outputs of the network are with these parts, for each sample (N,).
 
-        Of outputs (N, classes), taken for logits, the mean divergence of their distributions in nats (KL); of others
-        the squared error as a share of the energy.
+        Of outputs (N, classes), taken for logits, the divergence of their distributions in nats (KL); of others the
+        squared error as a share of the mean energy. Batch norm is measured on each batch.
         """
         exact = self._outputs(batches)
         with self._holding(parts), _batch_statistics(self.model):
             moved = self._outputs(batches)
-        return sum(_distance(x, y) for x, y in zip(exact, moved, strict=True)) / len(exact)
+        return torch.cat([_distances(x, y) for x, y in zip(exact, moved, strict=True)])
 
     def _lost(self, name: str, parts: Mapping[str, Parts]) -> Tensor:
         A, B, S, _ = parts[name]
@@ -96,12 +96,12 @@ class Trial:
         return found
 
 
-def _distance(exact: Tensor, moved: Tensor) -> float:
+def _distances(exact: Tensor, moved: Tensor) -> Tensor:
     if exact.dim() == 2 and exact.shape[1] > 1:
         exact, moved = F.log_softmax(exact, 1), F.log_softmax(moved, 1)
-        return F.kl_div(moved, exact, reduction="batchmean", log_target=True).item()
-    energy = (exact - exact.mean(0)).square().sum().item()
-    return (exact - moved).square().sum().item() / max(energy, TINY)
+        return F.kl_div(moved, exact, reduction="none", log_target=True).sum(1)
+    energy = (exact - exact.mean(0)).square().sum() / len(exact)
+    return (exact - moved).square().reshape(len(exact), -1).sum(1) / energy.clamp_min(TINY)
 
 
 @contextmanager
