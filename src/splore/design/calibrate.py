@@ -42,8 +42,8 @@ TINY = 1e-30
 class Moments:
     """The inputs x (k,) of a layer, as columns of its matrix: their number, sum, and sum of x x^T, in float64.
 
-    Of a layer that is wider than `WIDEST`, `products` has the diagonal alone (k,), and so has C. `has_bias` says whether
-    the layer has a bias.
+    Of a layer that is wider than `WIDEST`, `products` has the diagonal alone (k,), and so has C. `has_bias` says
+    whether the layer has a bias.
     """
 
     count: int
