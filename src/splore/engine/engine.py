@@ -216,7 +216,7 @@ def run_torch(module: "nn.Module | SegmentInTorch", values: Sequence, alone: boo
     def to_numpy(value: Any) -> Any:  # noqa: ANN401
         return value.numpy() if isinstance(value, torch.Tensor) else value
 
-    with torch.no_grad(), openmp.one_thread() if alone else nullcontext():
+    with torch.no_grad(), openmp.one_thread() if alone or openmp.forked else nullcontext():
         found = module(*map(to_torch, values))
     if isinstance(module, torch.nn.Module):
         return [leaf.numpy() for leaf in tree_leaves(found) if isinstance(leaf, torch.Tensor)]

@@ -6,10 +6,23 @@ thread: `torch.set_num_threads`, which holds for the process, is left alone.
 """
 
 import ctypes
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+
+forked = (
+    False  # whether this process is a child, which GNU OpenMP's threads did not come along to: it would wait for them
+)
+
+
+def _in_child() -> None:
+    global forked
+    forked = True
+
+
+os.register_at_fork(after_in_child=_in_child)
 
 
 @contextmanager
