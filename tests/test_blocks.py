@@ -184,7 +184,7 @@ def test_a_rank_is_the_one_for_which_what_blocks_lose_and_cost_is_least(cost, ma
         lost = sum(min(float(s.sum()), cost * len(s)) if m.all() else float(s.sum()) for s, m in blocks)
         return lost + cost * r * sum(W.shape)
 
-    found = _cheapest(W, layer.mask, layer.blocks, spectrum, cost)
+    found = _cheapest(W, layer.mask, layer.blocks, spectrum, cost, cost * sum(W.shape))
     assert lost_and_paid(found) == pytest.approx(min(lost_and_paid(r) for r in range(6)), rel=1e-5)
 
 

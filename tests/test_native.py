@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kernels import ISAS, conv_program, expect_equal
 from programs import floats, random_program
 
-from splore.engine import native, reference
+from splore.engine import native, reference, words
 from splore.engine.native import NativeError, NativeProgram
 from splore.engine.program import Act
 
@@ -119,8 +119,9 @@ def test_the_table_counts_multiply_adds(isa, kernel):
         assert row["macs"] == entries * 64 * row["images"]
 
 
-# A root is no number below zero, and the twin multiplies that by what is not stored too: see `test_native_nan`.
-@pytest.mark.parametrize("act", [act for act in Act if act is not Act.SQRT])
+# A root is no number below zero, and the twin multiplies that by what is not stored too: see `test_native_nan`. A
+# reciprocal near zero is as far off as its argument is rounded.
+@pytest.mark.parametrize("act", [act for act in Act if act not in (Act.SQRT, Act.RECIPROCAL)])
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_activation(act, isa):
     expect_equal(conv_program(4, 5, 6, (7, 6), 3, 0.5, 0, act=act), 2, isa=isa)
@@ -146,24 +147,24 @@ def test_an_empty_batch():
 @pytest.mark.parametrize(
     ("word", "value"),
     [
-        ("kind", 99), ("kind", -1), ("act", 8), ("inputs_begin", -1), ("inputs_begin", 1 << 40), ("inputs_count", 3),
+        ("kind", 99), ("kind", -1), ("act", 99), ("inputs_begin", -1), ("inputs_begin", 1 << 40), ("inputs_count", 3),
         ("outputs", 0), ("outputs", 1 << 62), ("kernel_h", 0), ("kernel_w", 1 << 40), ("stride_h", 0), ("pad_top", -1),
         ("pad_left", 1 << 62), ("dilation_w", 1 << 30), ("groups", 0), ("groups", 7), ("rank", -1), ("rank", 1 << 40),
         ("bias", 50), ("bias", -1), ("values", 0), ("columns", 0), ("rows", -1), ("A", 10),
     ],
 )  # fmt: skip
 def test_the_library_checks_programs_itself(word, value, monkeypatch):
-    words_of = native._words
-    monkeypatch.setattr(native, "_words", lambda op: words_of(op) | {word: value})
+    words_of = words._words
+    monkeypatch.setattr(words, "_words", lambda op: words_of(op) | {word: value})
     if word in ("inputs_begin", "inputs_count"):
-        raw_of = native._raw
+        raw_of = native.raw_program
 
         def raw(program):
             made, keep = raw_of(program)
-            keep[0][:, native._WORDS.index(word)] = value
+            keep[0][:, words._WORDS.index(word)] = value
             return made, keep
 
-        monkeypatch.setattr(native, "_raw", raw)
+        monkeypatch.setattr(native, "raw_program", raw)
     with pytest.raises(NativeError):
         NativeProgram(conv_program(2, 4, 5, (6, 6), 3, 0.3, 2))
 

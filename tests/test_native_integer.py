@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from kernels import ISAS, in_bytes, is_exact
 from programs import floats, random_program, random_sparse
 
-from splore.engine import native, reference
+from splore.engine import reference, words
 from splore.engine.integer import Convert, IntWeight, Quant, Table
 from splore.engine.native import NativeError, NativeProgram
 from splore.engine.program import Act, Conv, IntConv, Program
@@ -122,11 +122,12 @@ WEIGHT = IntWeight(
     ],
 )  # fmt: skip
 def test_the_library_checks_programs_in_bytes_itself(word, value, monkeypatch):
-    words_of = native._words
     conv = IntConv("conv", (1,), WEIGHT, np.zeros(4, np.float32), quant=Quant(1.0))
     program = Program((8, 1, 1), (CONVERT, conv, Convert("out", (2,))))
     NativeProgram(program)
-    monkeypatch.setattr(native, "_words", lambda op: words_of(op) | ({word: value} if isinstance(op, IntConv) else {}))
+    name = "_quant_word" if word == "quant" else "_words"
+    words_of = getattr(words, name)
+    monkeypatch.setattr(words, name, lambda op: words_of(op) | ({word: value} if isinstance(op, IntConv) else {}))
     with pytest.raises(NativeError):
         NativeProgram(program)
 

@@ -78,7 +78,7 @@ def test_an_unknown_name_is_an_attribute_error():
 
 def test_example_nets_and_data_sets_are_these_names_alone():
     names = ["NETS", "Augment", "Batches", "Data", "Origin", "build", "open_data", "read_weights", "rebuild"]
-    names += ["start_from", "usual_image"]
+    names += ["start_from", "trained_with", "usual_image"]
     assert vision.__all__ == names and all(getattr(vision, name) is not None for name in names)
     assert vision.build is splore.build
 

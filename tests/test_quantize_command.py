@@ -25,7 +25,7 @@ def test_a_run_ends_with_a_net_in_eight_bits_beside_the_one_in_float32(finished)
     summary = json.loads((out / "summary.json").read_text())
     rows = {row["stage"]: row for row in summary["stages"]}
     last, before = rows["in eight bits"], rows["after fine-tuning"]
-    assert list(rows)[-1] == "in eight bits" and "in eight bits" in done.out and "quantize  epoch 1/1" in done.out
+    assert list(rows)[-1] == "in eight bits" and "in eight bits" in done.out and "quantize epoch 1/1" in done.out
     assert last["bytes"] == (out / "quantized.safetensors").stat().st_size
     assert last["params"] <= before["params"] and abs(last["accuracy"] - before["accuracy"]) < 15
     assert read_structure(out / "quantized.safetensors").coded and not read_structure(out / "model.safetensors").coded

@@ -13,7 +13,7 @@ from command import TINY, splore
 from PIL import Image
 
 import splore as library
-from splore import commands
+from splore.commands.run import _write_report
 from splore.report import page, write
 from splore.report.chart import milliseconds
 from splore.report.curves import curve_charts
@@ -227,5 +227,5 @@ def test_where_a_library_is_not_installed_the_report_says_what_to_install(librar
         write([out], tmp_path / "page.html")
     shutil.copytree(out, tmp_path / "run")
     (tmp_path / "run" / "report.html").unlink()
-    commands._write_report(tmp_path / "run")  # what a run does at its end
+    _write_report(tmp_path / "run", [])  # what a run does at its end
     assert capsys.readouterr().out.startswith("no report.html: ") and not (tmp_path / "run" / "report.html").exists()

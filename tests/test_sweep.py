@@ -38,7 +38,7 @@ def trial_recipes(recipe, tmp_path, *choice):
 
 
 def test_all_methods_train_equally_long_and_only_what_is_asked_for_differs(tmp_path):
-    recipe = Recipe(train=TrainRecipe(epochs=3), cut=CutRecipe(None, 0.9), finetune=FinetuneRecipe(epochs=2))
+    recipe = Recipe(train=TrainRecipe(epochs=3), cut=CutRecipe(None, energy=0.9), finetune=FinetuneRecipe(epochs=2))
     found = trial_recipes(recipe, tmp_path, [4, 2], ["dense", "low-rank+sparse"], [0.3, 0.15])
     assert list(found) == [
         f"{name}-seed-{seed}" for seed in (4, 2) for name in ("dense-100", "low-rank+sparse-30", "low-rank+sparse-15")

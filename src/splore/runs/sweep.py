@@ -57,7 +57,9 @@ def trials_of(
                 epochs = recipe.train.epochs + recipe.finetune.epochs
                 changed = replace(changed, train=replace(recipe.train, epochs=epochs))
         elif share is not None:
-            changed = replace(changed, cut=replace(recipe.cut, params=share, energy=None))
+            changed = replace(
+                changed, cut=replace(recipe.cut, params=share, bytes=None, macs=None, ms=None, energy=None)
+            )
         if "dense" in methods and method != "dense" and not recipe.finetune.distill:
             changed = replace(changed, baseline=False)
         check_recipe(changed)
