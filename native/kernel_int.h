@@ -8,6 +8,8 @@
 namespace splore {
 namespace {
 
+typedef uint32_t Unsigned __attribute__((vector_size(L * 4), aligned(4), may_alias));
+
 SPLORE_INLINE Ints load_ints(const float* p) { return *reinterpret_cast<const Ints*>(p); }
 SPLORE_INLINE void store_ints(float* p, Ints v) { *reinterpret_cast<Ints*>(p) = v; }
 SPLORE_INLINE Ints broadcast(int32_t x) { return x - Ints{}; }
@@ -54,17 +56,19 @@ SPLORE_INLINE Vec clamped(Vec y, float low, float high) { return at_most(at_leas
 constexpr float kRounder = 12582912.0f;  // 1.5 2^23
 constexpr uint32_t kRounderBits = 0x4b400000;
 
-// Puts numbers from 0 to 255 together to words, byte after byte.
+// Puts numbers from 0 to 255 together to words, byte after byte. The bits of kRounder go round beyond 32, hence unsigned.
 template <int T>
 struct Words {
-  Ints word[T];
+  Unsigned word[T];
 
   SPLORE_INLINE void add(int byte, int v, Vec y) {
-    const Ints bits = Ints(y + kRounder);
+    const Unsigned bits = Unsigned(y + kRounder);
     word[v] = byte ? word[v] + (bits << 8 * byte) : bits;
   }
-  // What the bits of kRounder have added up to after the bytes 0 to `last`.
-  static constexpr int32_t excess(int last) { return int32_t(last ? kRounderBits + (kRounderBits << 8) : kRounderBits); }
+  // The word v after the bytes 0 to `last`, without what the bits of kRounder have added up to.
+  SPLORE_INLINE Ints bytes(int v, int last) const {
+    return Ints(word[v] - (last ? kRounderBits + (kRounderBits << 8) : kRounderBits));
+  }
 };
 
 SPLORE_INLINE Ints filled(Ints word, const int32_t* mask, uint32_t fill) {

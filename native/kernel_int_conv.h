@@ -65,9 +65,8 @@ struct IntStore {
     for (int v = 0; v < T; v++)
       words.add(j % 4, v, clamped(to_floats(sum[v]) * args.directions[j].factor + 128.0f, 1.0f, 255.0f));
     if (j % 4 < 3 && j + 1 < args.rank) return;
-    const int32_t excess = Words<T>::excess(j % 4);
 #pragma GCC unroll 16
-    for (int v = 0; v < T; v++) store_ints(scratch.t + (ptrdiff_t(j / 4) * T + v) * L, words.word[v] - excess);
+    for (int v = 0; v < T; v++) store_ints(scratch.t + (ptrdiff_t(j / 4) * T + v) * L, words.bytes(v, j % 4));
   }
 
   // What the last block reads and writes of a word beside its sums.
@@ -119,10 +118,9 @@ struct IntStore {
 
  private:
   SPLORE_INLINE void put(const Words<T>& words, int last_byte, float* out, ptrdiff_t row, uint32_t fill) const {
-    const int32_t excess = Words<T>::excess(last_byte);
 #pragma GCC unroll 16
     for (int v = 0; v < T; v++) {
-      const Ints word = words.word[v] - excess;
+      const Ints word = words.bytes(v, last_byte);
       store_ints(out + (v / C) * row + (v % C) * L, tile.mask ? filled(word, tile.mask + v * L, fill) : word);
     }
   }

@@ -14,7 +14,7 @@ SPLORE_INLINE void int_map_with(const IntMapArgs& args, F y) {
     Words<1> words;
 #pragma GCC unroll 4
     for (int byte = 0; byte < 4; byte++) words.add(byte, 0, clamped(y(byte, i * L), args.low, args.high));
-    const Ints word = words.word[0] - Words<1>::excess(3);
+    const Ints word = words.bytes(0, 3);
     store_ints(args.out + i * L, args.mask ? filled(word, args.mask + i * L, args.fill) : word);
   }
 }
@@ -83,7 +83,7 @@ void int_pool(const IntPoolArgs& args) {
     Words<1> words;
     for (int byte = 0; byte < 4; byte++)
       words.add(byte, 0, clamped(to_floats(sum[byte]) * args.factor + args.offset, 0.0f, 255.0f));
-    store_ints(args.out + o * L, words.word[0] - Words<1>::excess(3));
+    store_ints(args.out + o * L, words.bytes(0, 3));
   }
 }
 

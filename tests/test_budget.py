@@ -137,6 +137,24 @@ def test_a_budget_below_what_is_held_is_refused_and_nothing_is_changed(budget):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+class Weighty(Bytes):
+    """Bytes of a file that nothing makes small."""
+
+    def prices(self, model):
+        return Bytes(self.amount).prices(model)
+
+    def measure(self, model):
+        return 1e9 + super().measure(model)
+
+
+def test_a_measured_budget_that_no_cut_meets_is_refused_and_nothing_is_changed():
+    model = net()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match="can't be met by cutting S"):
+        prune(model, budget=Weighty(100_000))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_a_budget_needs_a_sparse_part():
     with pytest.raises(ValueError, match="no sparse part"):
         share_budget(nn.Sequential(nn.Linear(4, 4)), budget=Bytes(0.5))

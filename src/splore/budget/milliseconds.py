@@ -5,7 +5,7 @@ higher ranks; what a layer's kernels gain or lose by that is what its entries an
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -85,7 +85,9 @@ class Milliseconds:
         return total, steps
 
 
-def _change(layers: Mapping[str, LowRankSparse], model: nn.Module, change) -> tuple[dict[str, int], nn.Module]:  # noqa: ANN001
+def _change(
+    layers: Mapping[str, LowRankSparse], model: nn.Module, change: Callable[[LowRankSparse], int]
+) -> tuple[dict[str, int], nn.Module]:
     """A copy of a model with other parts in its layers, and by how many entries or ranks each has changed."""
     other = copy.deepcopy(model)
     twins = decomposed_layers(other)
@@ -94,20 +96,22 @@ def _change(layers: Mapping[str, LowRankSparse], model: nn.Module, change) -> tu
 
 @torch.no_grad()
 def _thin(layer: LowRankSparse) -> int:
-    S = layer.S.flatten()
-    at = S.nonzero().flatten()
-    if len(at) < 2:  # nothing to thin: it is filled instead
-        new = torch.zeros_like(S)
-        new[:: round(1 / FILLED)] = 1.0
+    """Takes every second block of S away, or fills some where there is nothing to take; says how many entries more."""
+    before, blocks = int(layer.S.count_nonzero()), layer.blocks.any(layer.S)
+    kept = blocks.flatten().clone()
+    if before < 2:
+        kept[:: round(1 / FILLED)] = True
+        new = layer.blocks.spread(kept.view_as(blocks)).to(layer.S)
     else:
-        new = S.clone()
-        new[at[::2]] = 0.0
-    layer.set_parts(layer.A, layer.B, new.view_as(layer.S), torch.ones_like(layer.mask))
-    return int(new.count_nonzero()) - len(at)
+        kept[kept.nonzero().flatten()[::2]] = False
+        new = layer.S * layer.blocks.spread(kept.view_as(blocks))
+    layer.set_parts(layer.A, layer.B, new, torch.ones_like(layer.mask))
+    return int(new.count_nonzero()) - before
 
 
 @torch.no_grad()
 def _raise(layer: LowRankSparse) -> int:
+    """Raises the rank; says by how much."""
     m, k = layer.S.shape
     more = min(max(min(m, k) // HIGHER, 1), min(m, k) - layer.rank)
     if more:
@@ -130,9 +134,8 @@ def _slopes(
 
     `usual` is the time of a multiply-add where the timings give none.
     """
-    gained = {
-        name: (then[name] - now[name]) * (1 if n > 0 else -1) for name, n in change.items() if _both(name, now, then)
-    }
+    timed = [name for name in change if name in now and name in then]
+    gained = {name: (then[name] - now[name]) * (1 if change[name] > 0 else -1) for name in timed}
     done = sum(abs(change[name]) * macs[name] for name in gained)
     whole = sum(gained.values())
     each = whole / done if whole > 0 else usual
@@ -141,7 +144,3 @@ def _slopes(
         slope = gained[name] / abs(change[name]) if name in gained and change[name] else each * work
         slopes[name] = min(max(slope, each * work / SPREAD), each * work * SPREAD)
     return slopes
-
-
-def _both(name: str, now: Mapping[str, float], then: Mapping[str, float]) -> bool:
-    return name in now and name in then

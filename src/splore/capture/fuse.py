@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from splore.capture.weights import Spatial, scale_rows
-from splore.engine.program import Act, Activate, Add, Affine, Conv, Mul, Pair, Program, Shape
+from splore.engine.program import Act, Activate, Add, Affine, Conv, Mul, Op, Pair, Program, Shape
 from splore.engine.tensor_ops import Combine
 from splore.engine.weight import Floats, Weight
 
@@ -55,7 +55,17 @@ def program(
     ops = tuple(replace(op, inputs=tuple(number[value] for value in op.inputs)) for op in draft.values())
     flat_input, flat_output = (len(dims) == 1 for dims in (input_dims, output_dims))
     others = [() if len(dims) in (1, 3) else dims for dims in (input_dims, output_dims)]
-    return Program(shape, ops, flat_input, flat_output, others[0], others[1])
+    return Program(shape, _named_apart(ops), flat_input, flat_output, others[0], others[1])
+
+
+def _named_apart(ops: tuple[Op, ...]) -> tuple[Op, ...]:
+    """The operations with a name each: of several of one name the last keeps it, the others get a number."""
+    left = Counter(op.name for op in ops)
+    named = []
+    for op in ops:
+        left[op.name] -= 1
+        named.append(replace(op, name=f"{op.name}#{left[op.name]}") if left[op.name] else op)
+    return tuple(named)
 
 
 def needed(draft: Draft, output: int) -> Draft:

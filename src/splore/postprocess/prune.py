@@ -142,10 +142,13 @@ def _keep_measured(
     aim = allowed * (1 - limit.tolerance / 2)
     low, high = 0.0, sum(prices.entry[name] * int(layer.S.count_nonzero()) for name, layer in layers.items())
 
-    def keep(amount: float) -> float:
+    def restore() -> None:
         for layer, (S, mask) in zip(layers.values(), before, strict=True):
             layer.S.copy_(S)
             layer.mask.copy_(mask)
+
+    def keep(amount: float) -> float:
+        restore()
         _keep_best(layers, amount, prices.entry, score)
         return limit.measure(model)
 
@@ -161,6 +164,12 @@ def _keep_measured(
         low, high = (low, amount) if held > aim else (amount, high)
         amount += aim - held
     held = keep(low)  # the most that was found within the budget
+    if held > allowed:
+        restore()
+        raise ValueError(
+            f"a budget of {said(allowed)} {prices.unit} can't be met by cutting S: the least that was found takes "
+            f"{said(held)}; raise the budget, lower the ranks, or decompose the layers that are still dense"
+        )
     return [f"the budget of {said(allowed)} {prices.unit} was not met closely: the net takes {said(held)}"]
 
 

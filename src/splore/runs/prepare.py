@@ -73,6 +73,8 @@ def prepare(recipe: Recipe, out: Path) -> Prepared:
     accelerator = accelerator_of(hardware, out)
     layout = torch.channels_last if hardware.channels_last else torch.contiguous_format
     trained = images_of(recipe.model, recipe.pretrained or recipe.weights is not None, recipe.data.normalisation)
+    if recipe.cut.ms is not None and accelerator.num_processes > 1:
+        raise ValueError("cut.ms is timed, and processes would time it differently: run it in one process")
     data = open_split(recipe.data, recipe.seed, accelerator, layout, trained)
     torch.manual_seed(recipe.seed)
     published = recipe.pretrained and recipe.weights is None
