@@ -2,8 +2,8 @@
 
     python benchmarks/coverage.py [NET ...] [--threads 2] [--json FILE]
 
-Weights are random, and images small where the net allows it. `native` is the share of the operators of the exported
-graph that run in the engine; what is left is named below a net's row.
+Weights are random, and images small where the net allows it. The operators that are left in torch are named below a
+net's row.
 """
 
 import argparse
