@@ -191,3 +191,8 @@ def test_a_transformer_is_calibrated_trained_with_masks_and_compiled():
         optimizer.zero_grad()
     attention = model[0].layers[0].self_attn.in_proj
     assert not attention.S[~attention.mask].any() and (~attention.mask).any()
+
+
+def test_the_summary_says_how_many_layers_of_each_kind_were_decomposed():
+    model = nn.Sequential(nn.Conv1d(8, 16, 5), nn.ReLU(), nn.Conv1d(16, 16, 5), nn.Flatten(), nn.Linear(16 * 8, 10))
+    assert str(decompose(model, Design(rank=2))) == "decomposed 3 layers: 2 Conv1d, 1 Linear"

@@ -1,6 +1,7 @@
 """Stage (a), structure designing: the layers of a network are replaced by layers with W = A·B + S."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import get_args
 
@@ -89,14 +90,23 @@ class Summary:
         ranks: the rank of each decomposed layer by name.
         dense: each selected layer that stays dense, with the reason.
         idle: patterns that meant no convolution or linear layer of the model.
+        kinds: how many layers of each of PyTorch's classes were decomposed.
     """
 
     ranks: dict[str, int]
     dense: dict[str, str] = field(default_factory=dict)
     idle: tuple[Pattern, ...] = ()
+    kinds: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, layers: Mapping[str, LowRankSparse], dense: dict[str, str], idle: Iterable[Pattern] = ()) -> "Summary":
+        """The summary of a model that has these decomposed layers, by name."""
+        kinds = Counter(layer.kind.__name__ for layer in layers.values())
+        return cls({name: layer.rank for name, layer in layers.items()}, dense, tuple(idle), dict(kinds))
 
     def __str__(self) -> str:
-        lines = [f"decomposed {len(self.ranks)} layers"]
+        kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.items())
+        lines = [f"decomposed {len(self.ranks)} layers{f': {kinds}' if kinds else ''}"]
         lines += [f"stays dense: {name}: {reason}" for name, reason in self.dense.items()]
         lines += [f"matched nothing: {pattern!r}" for pattern in self.idle]
         return "\n".join(lines)
@@ -165,7 +175,7 @@ def _decompose(model: nn.Module, design: Design, calibrate: Iterable | Epochs | 
             lost = matrices[name] - layer.matrix.detach()
             layer.bias.detach().add_(inputs.seen[name].shift(lost, len(layer.bias)))
     replace(model, {chosen[name]: layer for name, layer in new.items()})
-    return Summary({name: layer.rank for name, layer in new.items()}, dense, tuple(idle))
+    return Summary.of(new, dense, idle)
 
 
 def _decomposed(layer: nn.Linear | _ConvNd, parts: Parts, design: Design) -> LowRankSparse:

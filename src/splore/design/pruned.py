@@ -55,7 +55,7 @@ def from_pruned(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> 
         else:
             new[path] = _layer(modules[path], masks[name])
     replace(model, {modules[path]: layer for path, layer in new.items()})
-    return Summary(dict.fromkeys(new, 0), dense)
+    return Summary.of(new, dense)
 
 
 def has_masks(state: Mapping[str, Tensor]) -> bool:
