@@ -1,5 +1,7 @@
 """The runs behind benchmarks/paper's table: the recipe of each method is one that can run, at equal terms."""
 
+import argparse
+import shutil
 import sys
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "paper"))
 
 import run
+import table
 
 import splore
 from splore.design.prices import Params
@@ -44,6 +47,46 @@ def test_ranks_that_are_kept_leave_room_for_entries(net, kept, rank):
     if found < 4:
         allowed, without = held(found + 1)
         assert without > allowed
+
+
+def arguments(**more):
+    given = {"net": ["resnet20"], "method": ["dense", "best", "low-rank"], "kept": [0.3, 0.1], "seeds": [0]}
+    return argparse.Namespace(**given, root=None, parallel=1, currency="params", together=False, **more)
+
+
+def test_one_training_serves_all_shares_and_each_has_a_summary_of_its_own(tmp_path):
+    args = arguments()
+    single = [name for trial in run.trials(args, []) for name in run.summaries(trial, tmp_path)]
+    assert single == [
+        "resnet20-dense-100-30ep-seed0",
+        *(f"resnet20-{method}-{kept}-30ep-seed0" for method in ("best", "low-rank") for kept in (30, 10)),
+    ]
+    args.together = True
+    found = {trial.name: run.summaries(trial, tmp_path) for trial in run.trials(args, [])}
+    assert sorted(name for names in found.values() for name in names) == sorted(single)
+    assert found["resnet20-best-30-30ep-seed0"] == {
+        "resnet20-best-30-30ep-seed0": tmp_path / "summary.json",
+        "resnet20-best-10-30ep-seed0": tmp_path / "params-0.1" / "summary.json",
+    }
+    args.currency, args.method = "bytes", ["sparse"]
+    (trial,) = run.trials(args, [])
+    recipe = load_recipe(trial.words[0], trial.words[1:])
+    check_recipe(recipe)
+    assert (recipe.cut.params, recipe.cut.bytes, recipe.cut.budgets) == (None, 0.3, [0.1])
+    names = ["resnet20-sparse-bytes30-30ep-seed0", "resnet20-sparse-bytes10-30ep-seed0"]
+    assert list(run.summaries(trial, tmp_path)) == names
+
+
+def test_rows_say_the_currency_and_the_cost_in_it(tmp_path):
+    for name in ("resnet20-best-15-6ep-seed0", "resnet20-dense-100-6ep-seed0"):
+        shutil.copy(run.RESULTS / f"{name}.json", tmp_path)
+    shutil.copy(run.RESULTS / "resnet20-best-15-6ep-seed0.json", tmp_path / "resnet20-best-bytes20-6ep-seed0.json")
+    rows = {(row["method"], row["currency"]): row for row in table.rows(tmp_path)}
+    assert rows["best", "params"]["cost"] == pytest.approx(0.15, abs=1e-3)
+    assert rows["best", "bytes"]["cost"] == pytest.approx(
+        rows["best", "bytes"]["bytes"] / rows["dense", "params"]["bytes"], rel=1e-3
+    )
+    assert rows["dense", "params"]["cost"] == 1
 
 
 def test_the_unscaled_l1_is_as_strong_as_the_scaled_one_on_average():

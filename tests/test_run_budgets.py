@@ -5,6 +5,8 @@ import json
 import pytest
 from command import TINY, epochs, same_weights, splore
 
+from splore.runs.branch import is_finished
+
 WORDS = [*TINY, "--baseline=false", "--cut.params=null"]
 
 
@@ -62,7 +64,9 @@ def test_several_budgets_take_one_training_and_each_is_what_a_run_of_its_own_giv
         "run", *words, "--cut.params=0.6", "--cut.budgets=[0.5]", "--out=several", "--resume", folder=tmp_path
     )
     assert again.code == 0 and "nothing is left to do" in again.out, again
+    assert is_finished(tmp_path / "several")
     (branch / "summary.json").unlink()
+    assert not is_finished(tmp_path / "several")
     resumed = splore(
         "run", *words, "--cut.params=0.6", "--cut.budgets=[0.5]", "--out=several", "--resume", folder=tmp_path
     )

@@ -16,7 +16,10 @@ from pathlib import Path
 
 import splore
 from splore.design.prices import Params
+from splore.runs.branch import branches
+from splore.runs.folder import SUMMARY
 from splore.runs.recipe import Recipe
+from splore.runs.recipe_budget import currency_of
 from splore.runs.recipe_file import load_recipe
 from splore.runs.sweep import Outcome, Sweep, cluster_executor, local_executor, shares
 from splore.runs.trial import Trial, log_of
@@ -133,14 +136,31 @@ def trials(args: argparse.Namespace, more: list[str]) -> list[Trial]:
     """The runs, seed by seed, so that whatever is done first is a whole table."""
     found = []
     for seed, net, method in itertools.product(args.seeds, args.net, args.method):
-        for kept in [1.0] if method == "dense" else args.kept or NETS[net][1]:
-            words, epochs = overrides(net, method, kept, more)
+        kept = [1.0] if method == "dense" else args.kept or NETS[net][1]
+        together = args.together and method not in ("dense", "low-rank")  # ranks alone are chosen before training
+        for share, *others in [kept] if together else [[share] for share in kept]:
+            words, epochs = overrides(net, method, share, more)
             recipe = RECIPES / NETS[net][0]
-            cut = [] if method == "dense" else [f"--cut.params={kept}"]
+            amount = "" if args.currency == "params" else args.currency
+            group = f"{net}-{method}-{amount}{100 * share:g}-{epochs}ep"
+            cut = [] if method == "dense" else [f"--cut.{args.currency}={share}"]
+            cut += ["--cut.params=null"] if cut and amount else []
+            cut += [f"--cut.budgets={others}"] if others else []
             root = [f"--data.root={args.root}"] if args.root else []
-            group = f"{net}-{method}-{100 * kept:g}-{epochs}ep"
             own = (str(recipe), *shares(load_recipe(recipe), args.parallel), *words, *cut, *root, f"--seed={seed}")
             found.append(Trial(f"{group}-seed{seed}", group, seed, own))
+    return found
+
+
+def summaries(trial: Trial, folder: Path) -> dict[str, Path]:
+    """The summary of a run and of each further budget, by the name that it is kept under."""
+    recipe = load_recipe(trial.words[0], trial.words[1:])
+    found = {trial.name: folder / SUMMARY}
+    for name, branch in branches(recipe).items():
+        currency = str(currency_of(branch.cut))
+        mine, other = (f"{100 * getattr(cut, currency):g}-" for cut in (recipe.cut, branch.cut))
+        before, _, after = trial.name.rpartition(mine)
+        found[f"{before}{other}{after}"] = folder / name / SUMMARY
     return found
 
 
@@ -151,7 +171,11 @@ def main() -> int:
     )
     parser.add_argument("--net", nargs="+", choices=NETS, default=["vgg19", "preactresnet56"])
     parser.add_argument("--method", nargs="+", choices=METHODS | ABLATIONS, default=list(METHODS))
-    parser.add_argument("--kept", nargs="+", type=float, help="shares of the parameters; each net's own by default")
+    parser.add_argument(
+        "--kept", nargs="+", type=float, help="shares of the dense net's cost; each net's own by default"
+    )
+    parser.add_argument("--currency", choices=["params", "bytes", "macs"], default="params", help="of the shares kept")
+    parser.add_argument("--together", action="store_true", help="train once for all shares, then cut to each")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop, with a checkpoint, after so long")
     parser.add_argument("--parallel", type=int, default=1, help="runs side by side on one device")
@@ -161,7 +185,11 @@ def main() -> int:
     if "--" in own:
         own, more = own[: own.index("--")], own[own.index("--") + 1 :]
     args = parser.parse_args(own)
-    waiting = [trial for trial in trials(args, more) if not (RESULTS / f"{trial.name}.json").exists()]
+    waiting = [
+        trial
+        for trial in trials(args, more)
+        if not all((RESULTS / f"{name}.json").exists() for name in summaries(trial, args.out))
+    ]
     args.out.mkdir(parents=True, exist_ok=True)
     print(f"{len(waiting)} runs to make", flush=True)
     sweep = Sweep(waiting, args.out, args.minutes)
@@ -179,8 +207,9 @@ def settle(outcome: Outcome, sweep: Sweep) -> bool:
         print(f"failed: {name}: {outcome.why}; see {log_of(folder)}", flush=True)
     elif sweep.is_finished(outcome.trial):
         RESULTS.mkdir(parents=True, exist_ok=True)
-        shutil.copy(folder / "summary.json", RESULTS / f"{name}.json")
-        print(f"done: {name}", flush=True)
+        for kept_as, summary in summaries(outcome.trial, folder).items():
+            shutil.copy(summary, RESULTS / f"{kept_as}.json")
+            print(f"done: {kept_as}", flush=True)
     elif outcome.code is not None:
         print(f"paused: {name}", flush=True)
     return not outcome.why

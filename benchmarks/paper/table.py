@@ -13,26 +13,31 @@ from collections import defaultdict
 from pathlib import Path
 
 from run import METHODS
+from scipy.stats import ttest_1samp
 
-NAME = r"(.+?)-(.+)-([\d.]+)-(\d+)ep-seed\d+"
-"""Net, method, share kept in %, epochs and seed in a file's name, as run.py gives it."""
+NAME = r"(.+?)-(.+)-(bytes|macs|)([\d.]+)-(\d+)ep-seed\d+"
+"""Net, method, currency (parameters where none is named), share kept in %, epochs and seed in a file's name."""
+CURRENCIES = {"params": "parameters", "bytes": "bytes", "macs": "multiply-adds"}
 RESULTS = Path(__file__).parents[1] / "results" / "paper"
 
 
 def rows(folder: Path) -> list[dict]:
-    """One row per net, method, kept share and number of epochs, over seeds and the machines that they ran on."""
+    """One row per net, method, currency, share and number of epochs, over seeds and the machines that they ran on.
+
+    `kept` is the share of the parameters, `cost` that of the dense net's cost in the row's currency.
+    """
     groups = defaultdict(list)
     for path in sorted(folder.glob("*.json")):
         run = json.loads(path.read_text())
-        net, method, kept, epochs = re.fullmatch(NAME, path.stem).groups()
-        groups[net, int(epochs), method, float(kept)].append(run)
+        net, method, currency, share, epochs = re.fullmatch(NAME, path.stem).groups()
+        groups[net, int(epochs), method, currency or "params", float(share)].append(run)
     dense_means = {
         key[:2]: statistics.mean(run["dense"]["accuracy"] for run in runs)
         for key, runs in groups.items()
         if key[2] == "dense"
     }
     found = []
-    for (net, epochs, method, wanted), runs in groups.items():
+    for (net, epochs, method, currency, wanted), runs in groups.items():
         parts = [run["dense" if method == "dense" else "compressed"] for run in runs]
         accuracies = [part["accuracy"] for part in parts]
         found.append(
@@ -40,6 +45,10 @@ def rows(folder: Path) -> list[dict]:
                 "net": net,
                 "method": method,
                 "kept": statistics.mean(part.get("params_kept", 1.0) for part in parts),
+                "currency": currency,
+                "cost": statistics.mean(
+                    part[currency] / run["dense"][currency] for part, run in zip(parts, runs, strict=True)
+                ),
                 "epochs": epochs,
                 "seeds": len(runs),
                 "accuracies": {run["seed"]: accuracy for run, accuracy in zip(runs, accuracies, strict=True)},
@@ -51,12 +60,12 @@ def rows(folder: Path) -> list[dict]:
                 "wanted": wanted,
             }
         )
-    return sorted(found, key=lambda row: (row["net"], row["epochs"], -row["kept"], row["method"]))
+    return sorted(found, key=lambda row: (row["net"], row["epochs"], row["currency"], -row["wanted"], row["method"]))
 
 
 def differences(found: list[dict]) -> list[dict]:
     """Rows with what each method has over `best`, in points and seed by seed."""
-    place = ("net", "epochs", "wanted")
+    place = ("net", "epochs", "currency", "wanted")
     best = {tuple(row[key] for key in place): row["accuracies"] for row in found if row["method"] == "best"}
     compared = []
     for row in found:
@@ -68,7 +77,10 @@ def differences(found: list[dict]) -> list[dict]:
 
 
 def plot(found: list[dict], folder: Path) -> list[str]:
-    """Accuracy against parameters kept and against bytes, a picture for each net and number of epochs; their names."""
+    """Accuracy against parameters kept and against bytes; the names of the pictures.
+
+    There is one for each net, number of epochs, and currency of the budgets.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -76,11 +88,17 @@ def plot(found: list[dict], folder: Path) -> list[str]:
 
     scales = (("kept", "parameters kept in %", 1e2), ("bytes", "MB on disk", 1e-6))
     names = []
-    for net, epochs in sorted({(row["net"], row["epochs"]) for row in found}):
+    places = {(row["net"], row["epochs"], row["currency"]) for row in found if row["method"] != "dense"}
+    for net, epochs, currency in sorted(places):
         figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
         for axis, (key, label, unit) in zip(axes, scales, strict=True):
             for method in METHODS:
-                points = [row for row in found if (row["net"], row["epochs"], row["method"]) == (net, epochs, method)]
+                points = [
+                    row
+                    for row in found
+                    if (row["net"], row["epochs"], row["method"]) == (net, epochs, method)
+                    and (method == "dense" or row["currency"] == currency)
+                ]
                 points.sort(key=lambda row: row[key])
                 if points:
                     spread = [row["accuracy_std"] or 0 for row in points]
@@ -95,14 +113,23 @@ def plot(found: list[dict], folder: Path) -> list[str]:
             axis.grid(alpha=0.3)
         axes[0].set_ylabel("accuracy in %")
         axes[1].legend(frameon=False)
-        figure.suptitle(f"{net}, {epochs} epochs: mean and spread over the seeds")
-        names.append(f"paper_{net}_{epochs}.svg")
+        figure.suptitle(f"{net}, {epochs} epochs, equal {CURRENCIES[currency]}: mean and spread over the seeds")
+        names.append(f"paper_{net}_{epochs}{'' if currency == 'params' else f'_{currency}'}.svg")
         figure.savefig(folder / names[-1])
     return names
 
 
 def percent(mean: float, spread: float | None) -> str:
     return f"{mean:.2f} %" if spread is None else f"{mean:.2f} ± {spread:.2f} %"
+
+
+def cost(row: dict) -> str:
+    return f"{100 * row['cost']:.2f} % of the {CURRENCIES[row['currency']]}"
+
+
+def p_value(differences: list[float]) -> str:
+    """Of a t-test of the differences, seed by seed, against none; two-sided."""
+    return f"{ttest_1samp(differences, 0).pvalue:.3f}" if len(differences) > 2 else ""
 
 
 def main() -> None:
@@ -113,13 +140,13 @@ def main() -> None:
     args = parser.parse_args()
     found = rows(args.results)
     print("## Dense, low rank, sparse and both\n\nEqual epochs and images; last epoch; `benchmarks/paper/`.\n")
-    print("| net | method | kept | accuracy | dense | epochs | seeds | on disk | hardware |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| net | method | cost | kept | accuracy | dense | epochs | seeds | on disk | hardware |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for row in found:
         if row["method"] in METHODS:
             dense = "" if row["dense_mean"] is None else f"{row['dense_mean']:.2f} %"
             print(
-                f"| {row['net']} | {row['method']} | {100 * row['kept']:.2f} % "
+                f"| {row['net']} | {row['method']} | {cost(row)} | {100 * row['kept']:.2f} % "
                 f"| {percent(row['accuracy_mean'], row['accuracy_std'])} | {dense} "
                 f"| {row['epochs']} | {row['seeds']} | {row['bytes'] / 1e6:.2f} MB | {row['hardware']} |"
             )
@@ -128,14 +155,14 @@ def main() -> None:
         print(
             "\n## What matters\n\nThe other methods, and `best` with one thing changed, beside `best` seed by seed.\n"
         )
-        print("| net | method | kept | accuracy | points over `best`, mean | each | epochs |")
-        print("| --- | --- | --- | --- | --- | --- | --- |")
+        print("| net | method | cost | accuracy | points over `best`, mean | each | p | epochs |")
+        print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for row in compared:
         over = row["differences"]
         print(
-            f"| {row['net']} | {row['method']} | {100 * row['kept']:.2f} % "
+            f"| {row['net']} | {row['method']} | {cost(row)} "
             f"| {percent(row['accuracy_mean'], row['accuracy_std'])} | {statistics.mean(over):+.2f} "
-            f"| {', '.join(f'{points:+.2f}' for points in over)} | {row['epochs']} |"
+            f"| {', '.join(f'{points:+.2f}' for points in over)} | {p_value(over)} | {row['epochs']} |"
         )
     if args.json:
         Path(args.json).write_text(json.dumps(found, indent=1) + "\n")

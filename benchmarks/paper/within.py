@@ -43,6 +43,7 @@ def main() -> int:
     args = parser.parse_args()
     args.kept = args.kept or NETS[args.net][1][:1]
     args.net, args.parallel = [args.net], len(args.method) * len(args.seeds)
+    args.currency, args.together = "params", False
     keys = ["--hardware.compile=false", "--hardware.checkpoint_minutes=1", *(f"--{word}" for word in args.set)]
     end = args.began + 60 * args.minutes
     args.out.mkdir(parents=True, exist_ok=True)

@@ -47,7 +47,7 @@ def run(recipe: "Recipe", out: Path, resume: bool = False) -> int:
 
     Nothing is written before the data, the model and the budgets have been found to be possible.
     """
-    from splore.runs.branch import branches
+    from splore.runs.branch import branches, is_finished
     from splore.runs.recipe_check import check_recipe
     from splore.runs.recipe_file import recipe_yaml
 
@@ -65,7 +65,7 @@ def run(recipe: "Recipe", out: Path, resume: bool = False) -> int:
         raise Misuse(str(error)) from error
     more = branches(recipe)
     over = (out / SUMMARY).exists()
-    if resume and over and all((out / name / SUMMARY).exists() for name in more):
+    if resume and is_finished(out):
         print(f"the run in {out} is finished: nothing is left to do")
         return 0
     from splore.runs.prepare import prepare

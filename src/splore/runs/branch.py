@@ -15,7 +15,7 @@ from splore.runs.folder import RECIPE, SUMMARY, write_recipe
 from splore.runs.journal import JOURNAL
 from splore.runs.recipe import Recipe
 from splore.runs.recipe_budget import currency_of
-from splore.runs.recipe_file import recipe_yaml
+from splore.runs.recipe_file import load_recipe, recipe_yaml
 from splore.runs.record import FILES
 from splore.train.checkpoint import Checkpoints, random_state
 
@@ -30,6 +30,13 @@ def branches(recipe: Recipe) -> dict[str, Recipe]:
         f"{currency}-{amount:g}": replace(recipe, cut=replace(recipe.cut, budgets=[], **{str(currency): amount}))  # type: ignore[arg-type]
         for amount in recipe.cut.budgets
     }
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run and all its branches have come to their ends."""
+    if not (folder / SUMMARY).exists():
+        return False
+    return all((folder / name / SUMMARY).exists() for name in branches(load_recipe(folder / RECIPE)))
 
 
 def begin(run: Path, folder: Path, recipe: Recipe, model: nn.Module) -> None:

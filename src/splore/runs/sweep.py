@@ -15,7 +15,7 @@ import torch
 from splore.files import write_whole
 from splore.machine import usable_cores
 from splore.names import nearest
-from splore.runs.folder import SUMMARY
+from splore.runs.branch import is_finished
 from splore.runs.recipe import Method, Recipe
 from splore.runs.recipe_check import check_recipe
 from splore.runs.recipe_file import overrides
@@ -140,8 +140,8 @@ class Sweep:
         return self.out / trial.name
 
     def is_finished(self, trial: Trial) -> bool:
-        """Whether the run has come to its end."""
-        return (self.folder(trial) / SUMMARY).exists()
+        """Whether the run has come to its end, for each of its budgets."""
+        return is_finished(self.folder(trial))
 
     def outcomes(self, executor: Executor) -> Iterator[Outcome]:
         """Starts, or goes on with, what is not finished; gives each outcome as it comes. A failure stops no other run.
