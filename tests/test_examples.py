@@ -62,3 +62,16 @@ def test_a_data_set_and_a_net_of_ones_own(tmp_path):
     model = tmp_path / "own/model.safetensors"
     words = ["-m", "splore", "evaluate", model, "--model=examples.own:net", "--data.name=examples.own:stripes"]
     assert f"{compressed[1]} %" in run(*words, folder=ROOT)
+
+
+@pytest.mark.slow
+def test_a_pitch_tracker_keeps_a_tenth_of_its_parameters_and_its_pitches(tmp_path):
+    pytest.importorskip("torchcrepe", reason="only this example needs it")
+    words = ["--frames", 64, "--epochs", 1, "--rate", 3e-4, "--held-back", 64, "--timed", "--json", "figures.json"]
+    run(ROOT / "examples/crepe.py", *words, folder=tmp_path)
+    found = json.loads((tmp_path / "figures.json").read_text())
+    assert found["parameters kept"] == pytest.approx(0.1, abs=1e-6)
+    assert found["cents"]["median"] < 15 and found["cents"]["sure"] > 32
+    assert found["bytes"] < 0.16 * found["bytes of CREPE"]
+    again = run(ROOT / "examples/crepe.py", "--held-back", 64, "--timed", folder=tmp_path)
+    assert json.loads(again)["cents"] == found["cents"]  # the copy in the file is the one that was taught
