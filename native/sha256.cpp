@@ -47,13 +47,13 @@ void Sha256::add(std::string_view bytes) {
   size_ += left;
   if (held) {
     const size_t taken = std::min(left, 64 - held);
-    std::memcpy(pending_ + held, at, taken);
+    std::copy_n(at, taken, pending_ + held);
     at += taken, left -= taken, held += taken;
     if (held == 64) block(pending_), held = 0;
   }
   if (held) return;
   for (; left >= 64; at += 64, left -= 64) block(at);
-  if (left) std::memcpy(pending_, at, left);
+  std::copy_n(at, left, pending_);
 }
 
 std::string Sha256::hex() {

@@ -256,7 +256,7 @@ def _quant(value: object) -> Quant:
     found = typed(value, list)
     if len(found) != 2 or type(found[0]) not in (int, float):
         raise ValueError(f"quant must be a scale and a zero point, found {value!r:.80}")
-    return Quant(found[0], typed(found[1], int))
+    return Quant(_number(found[0]), typed(found[1], int))
 
 
 def _expect_keys(found: dict, expected: set[str]) -> None:
@@ -273,7 +273,7 @@ def _ints(value: object, length: int) -> tuple[int, ...]:
 
 
 def _number(value: object) -> float:
-    found = float(value) if type(value) is int and abs(value) < 1 << 53 else typed(value, float)
+    found = float(value) if type(value) is int and value.bit_length() < 1024 else typed(value, float)
     if not math.isfinite(found):
         raise ValueError(f"expected a finite number, found {found}")
     return found
