@@ -13,8 +13,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_a
 from splore.capture.compile import compile as to_engine
 from splore.design.decompose import Design, decompose
 from splore.design.layers import decomposed_layers
+from splore.design.lineage import check_average
+from splore.measure.accuracy import evaluate
 from splore.modelfile.file import load, save
 from splore.postprocess.prune import prune
+from splore.postprocess.rank_cut import cut_ranks
 from splore.train.masks import hold_masks
 
 X = torch.randn(8, 2, 5, 5)
@@ -75,6 +78,38 @@ def test_an_average_has_the_masks_and_its_file_the_network_within(average, rank,
     save(averaged, tmp_path / "model.safetensors")
     again = load(tmp_path / "model.safetensors", dense())
     assert torch.equal(again.eval()(X), averaged.module.eval()(X))
+
+
+@pytest.mark.parametrize("average", AVERAGES.values(), ids=AVERAGES)
+@pytest.mark.parametrize("cut", [lambda m: prune(m, energy=0.3), lambda m: cut_ranks(m, 0.1)], ids=["S", "ranks"])
+def test_an_average_that_was_begun_before_a_cut_is_refused_and_one_begun_after_it_is_not(average, cut, tmp_path):
+    model = decomposed(rank=3)
+    early, other = average(model), copy.deepcopy(model)
+    (getattr(early, "update_parameters", None) or early.update)(model)
+    save(early, tmp_path / "model.safetensors")
+    cut(model)
+    late = average(model)
+    for averaged in (early, late):
+        update = getattr(averaged, "update_parameters", None) or averaged.update
+        train(model, lambda: update(model))  # noqa: B023
+    with pytest.raises(ValueError, match="begun before the network was cut.*in '0'"):
+        save(early, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="begin it anew after the cut"):
+        evaluate(early, [(X, torch.zeros(8, dtype=torch.long))])
+    save(early.module, tmp_path / "model.safetensors")
+    save(late, tmp_path / "model.safetensors")
+    assert torch.equal(load(tmp_path / "model.safetensors", dense()).eval()(X), late.module.eval()(X))
+    save(other, tmp_path / "model.safetensors")  # a copy is no average
+
+
+def test_an_average_of_a_copy_follows_the_copy():
+    model = decomposed()
+    other = copy.deepcopy(model)
+    prune(model, energy=0.2)
+    check_average(AveragedModel(other))
+    again = pickle.loads(pickle.dumps(AveragedModel(other)))
+    prune(other, energy=0.2)
+    check_average(again)  # a pickle follows nothing
 
 
 def compiled_child(model):

@@ -18,6 +18,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from splore.design.blocks import Blocks
 from splore.design.composed import ComposedWeight
+from splore.design.lineage import Lineage
 from splore.design.matrix import Scheme, fold, matrix_shape, unfold
 from splore.design.own_forward import Shell, has_own_forward
 
@@ -51,7 +52,7 @@ class LowRankSparse(nn.Module):
     ) -> None:
         super().__init__()
         weight = dense.weight
-        self.scheme = scheme
+        self.scheme, self.lineage = scheme, Lineage(self)
         self.weight_shape = tuple(weight.shape)
         self.kind = next(kind for kind in KINDS if isinstance(dense, kind))
         plain = self.kind in (nn.Linear, nn.Conv2d) and not has_own_forward(dense, self.kind)

@@ -62,8 +62,8 @@ class Trial:
         squared error as a share of the mean energy. Batch norm is measured on each batch.
         """
         exact = self._outputs(batches)
-        with self._holding(parts), _batch_statistics(self.model):
-            moved = self._outputs(batches)
+        with self._holding(parts), _batch_statistics(self.model) as norms:
+            moved = self._outputs(batches, norms)
         return torch.cat([_distances(x, y) for x, y in zip(exact, moved, strict=True)])
 
     def _lost(self, name: str, parts: Mapping[str, Parts]) -> Tensor:
@@ -85,8 +85,8 @@ class Trial:
             for parameter, value in before:
                 parameter.copy_(value)
 
-    def _outputs(self, batches: Sequence) -> list[Tensor]:
-        norms = [module for module in self.model.modules() if isinstance(module, _BatchNorm) and module.momentum == 0]
+    def _outputs(self, batches: Sequence, norms: Sequence[_BatchNorm] = ()) -> list[Tensor]:
+        """What the network returns for the batches; `norms` normalise each by its own statistics."""
         with evaluating(self.model), torch.compiler.set_stance("force_eager"):
             for norm in norms:
                 norm.training = True
@@ -105,14 +105,14 @@ def _distances(exact: Tensor, moved: Tensor) -> Tensor:
 
 
 @contextmanager
-def _batch_statistics(model: nn.Module) -> Iterator[None]:
-    """Batch norm by each batch's own statistics within, without a trace afterwards."""
+def _batch_statistics(model: nn.Module) -> Iterator[list[_BatchNorm]]:
+    """The batch norms of a model, which may see batches in training mode within, without a trace afterwards."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     before = [(norm, norm.momentum, [buffer.clone() for buffer in norm.buffers()]) for norm in norms]
     try:
         for norm in norms:
-            norm.momentum = 0
-        yield
+            norm.momentum = 0.0
+        yield norms
     finally:
         for norm, momentum, values in before:
             norm.momentum = momentum

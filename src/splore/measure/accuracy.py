@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from splore.design.lineage import check_average, is_average
 from splore.forward import Epochs, batches_of, evaluating, run, split
 
 
@@ -45,8 +46,11 @@ def evaluate(
         autocast: gives a context of lower precision to run in.
 
     Raises:
-        ValueError: the split is empty, or a batch or what the model returns is not as described.
+        ValueError: the split is empty, or a batch or what the model returns is not as described; or the model is an
+            average that was begun before a cut.
     """
+    if is_average(model):
+        check_average(model)
     sums: Tensor | None = None
     classes = 0
     with evaluating(model):

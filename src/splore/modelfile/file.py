@@ -24,9 +24,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 from torch.overrides import TorchFunctionMode
 
+from splore.design.lineage import check_average, is_average
 from splore.files import json_object, sha256, write_whole
 from splore.modelfile.coded import decode
 from splore.modelfile.hub import located
@@ -71,7 +71,8 @@ def save(
             float32. By default nothing is lost, and the weights of a model that `quantize` rounded are written in int8.
 
     Raises:
-        ValueError: the model's state holds something that is not a plain, whole tensor, or NaN in a parameter.
+        ValueError: the model's state holds something that is not a plain, whole tensor, or NaN in a parameter; or it is
+            an average that was begun before a cut.
         OSError: the file could not be written; an earlier file at `path` is whole.
     """
     for name, parameter in model.named_parameters():
@@ -132,8 +133,9 @@ def dense_bytes(model: nn.Module) -> int:
 
 def _plain(model: nn.Module) -> nn.Module:
     """The network itself within `torch.compile`, DataParallel, DDP, and averages of weights."""
-    wraps = isinstance(model, DataParallel | DistributedDataParallel | AveragedModel)
-    if wraps or type(model).__module__ == "timm.utils.model_ema":  # told without an import of timm
+    if is_average(model):
+        check_average(model)
+    if is_average(model) or isinstance(model, DataParallel | DistributedDataParallel):
         return _plain(model.get_submodule("module"))
     return _plain(model.get_submodule("_orig_mod")) if "_orig_mod" in model._modules else model
 
