@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_a
 from splore.capture.compile import compile as to_engine
 from splore.design.decompose import Design, decompose
 from splore.design.layers import decomposed_layers
-from splore.design.lineage import check_average
+from splore.design.wrappers import check_average
 from splore.measure.accuracy import evaluate
 from splore.modelfile.file import load, save
 from splore.postprocess.prune import prune
@@ -112,6 +112,17 @@ def test_an_average_of_a_copy_follows_the_copy():
     check_average(again)  # a pickle follows nothing
 
 
+class DeepSpeedEngine(nn.Module):
+    """What DeepSpeed wraps a network in, as far as splore looks: it is told by its name."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        return self.module(x)
+
+
 def compiled_child(model):
     model[2] = torch.compile(model[2])
     return model
@@ -123,6 +134,7 @@ COPIES = {
     "compiled in place": lambda m: (m.compile(), m)[1],
     "data parallel": nn.DataParallel,
     "an average of what is compiled": lambda m: AveragedModel(torch.compile(m)),
+    "DeepSpeed's engine": lambda m: DeepSpeedEngine(m),
     "deepcopy": copy.deepcopy,
     "pickle": lambda m: pickle.loads(pickle.dumps(m)),
 }
@@ -138,6 +150,13 @@ def test_the_file_of_a_copy_or_wrapper_is_that_of_the_network(wrap, held, tmp_pa
     wanted = model.eval()(X)
     save(wrap(model), tmp_path / "model.safetensors")
     assert torch.equal(load(tmp_path / "model.safetensors", dense()).eval()(X), wanted)
+
+
+@pytest.mark.parametrize("wrap", [COPIES["data parallel"], COPIES["DeepSpeed's engine"], AVERAGES["timm's"]])
+def test_an_engine_is_of_the_network_within(wrap):
+    model = decomposed().eval()
+    engine = to_engine(wrap(model), X)
+    torch.testing.assert_close(torch.as_tensor(engine(X)), model(X), rtol=1e-4, atol=1e-5)
 
 
 def test_a_copy_of_a_held_network_is_free_and_can_be_held_by_itself():
@@ -216,6 +235,37 @@ def test_ddp_is_seen_through_and_shards_are_refused(tmp_path):
             save(model, tmp_path / "model.safetensors")
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_flat_shards_are_refused_and_say_what_to_do(tmp_path):
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    meet(tmp_path)
+    try:
+        for used in (True, False):
+            model = decomposed()
+            flat = FullyShardedDataParallel(model, use_orig_params=used, device_id=torch.device("cpu"))
+            optimizer = torch.optim.SGD(flat.parameters(), 0.1)
+            for use in (
+                lambda: save(flat, tmp_path / "model.safetensors"),  # noqa: B023
+                lambda: hold_masks(flat, optimizer),  # noqa: B023
+                lambda: prune(flat, energy=0.5),  # noqa: B023
+                lambda: decompose(flat, Design(rank=1)),  # noqa: B023
+            ):
+                with pytest.raises(ValueError, match=r"fully_shard \(FSDP2\), found FullyShardedDataParallel"):
+                    use()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_shards_of_deepspeed_are_refused():
+    model = decomposed()
+    for p in model.parameters():  # as ZeRO-3 leaves them between steps
+        p.ds_tensor, p.data = p.data.flatten(), p.data.new_empty(0)
+    for use in (lambda: save(model, "nowhere"), lambda: prune(model, energy=0.5)):
+        with pytest.raises(ValueError, match="ZeRO-3"):
+            use()
 
 
 @pytest.mark.parametrize("part", ["0.A", "0.S", "0.bias", "2.1.B"])

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from splore.capture.export import capture
+from splore.design.wrappers import network_within
 from splore.engine.engine import Engine
 from splore.engine.program import Program
 from splore.engine.program_segment import median_ms
@@ -21,6 +22,7 @@ def compile(
 ) -> Engine:
     """Compiles a model in eval mode for inputs like the example (N, C, H, W) or (N, C), of any batch size.
 
+    Of one within `torch.compile`, DataParallel, DDP, `AveragedModel` or timm's averages, the network within is taken.
     The model may hold decomposed layers, dense ones, or both; what the engine does not know runs in torch. Every choice
     is timed on this machine, with `threads` threads (default: every core that this process may use) and with the batch
     size of the example, and those of `batches`: other sizes run by the plans of these. Where the dense network is
@@ -32,6 +34,7 @@ def compile(
     Raises ValueError where the model is not in eval mode, not on the CPU, not in float32, or can't be exported, and
     where a part of it needs torch but the result shall be deterministic.
     """
+    model = network_within(model)
     captured = capture(model, example_input)
     sizes = [batch for batch in (len(example_input), *batches) if batch]
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from splore.deploy import formats
 from splore.deploy.runtimes import Run, missing
+from splore.design.wrappers import network_within
 from splore.engine.engine import run_torch
 from splore.forward import evaluating
 from splore.machine import usable_cores
@@ -83,7 +84,7 @@ def export(
         ValueError: the model can't be exported, gives something else than one tensor, or the file computes something
             else, in which case it is removed.
     """
-    form = FORMATS[to]
+    form, model = FORMATS[to], network_within(model)
     lacking = missing(*form.packages)
     if lacking:
         raise ImportError(f'exporting to {to} needs {", ".join(lacking)}: pip install "splore[export]"')

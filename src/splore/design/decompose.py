@@ -18,6 +18,7 @@ from splore.design.ranks import Budget, Rank, check_params, check_rank, choose_r
 from splore.design.select import Pattern, replace, select
 from splore.design.start import Start, from_scratch
 from splore.design.trained import Inputs, Layers, Parts, inputs_of, matrix_of, parts_to_budget, parts_to_density
+from splore.design.wrappers import check_not_flat
 from splore.forward import Epochs
 
 DEFAULT_RANK = 0.05
@@ -135,6 +136,8 @@ def decompose(model: nn.Module, design: Design, calibrate: Iterable | Epochs | N
     """
     if calibrate is not None and design.start != "trained":
         raise ValueError(f"start={design.start!r} starts afresh, and has nothing to calibrate: leave calibrate out")
+    for module in model.modules():
+        check_not_flat(module)
     with opened(model):
         return _decompose(model, design, calibrate)
 

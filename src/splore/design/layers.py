@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from splore.design.low_rank_sparse import LowRankSparse
 from splore.design.matrix import Scheme
+from splore.design.wrappers import check_here, check_not_flat
 
 __all__ = ["LowRankSparse", "LowRankSparseConv2d", "LowRankSparseLinear", "decomposed_layers", "parameter_counts"]
 
@@ -94,8 +95,18 @@ def layer_of(dense: nn.Linear | _ConvNd, rank: int, sparse: bool, scheme: Scheme
 
 
 def decomposed_layers(model: nn.Module) -> dict[str, LowRankSparse]:
-    """The decomposed layers of a model by name, each once, in the model's order."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, LowRankSparse)}
+    """The decomposed layers of a model by name, each once, in the model's order.
+
+    Raises:
+        ValueError: the model is, or holds, one that FSDP1 has wrapped, or its parameters are shards of DeepSpeed's.
+    """
+    found = {}
+    for name, module in model.named_modules():
+        check_not_flat(module)
+        if isinstance(module, LowRankSparse):
+            check_here(name, module.reference)
+            found[name] = module
+    return found
 
 
 def check_finite(model: nn.Module) -> None:

@@ -18,9 +18,9 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from splore.design.blocks import Blocks
 from splore.design.composed import ComposedWeight
-from splore.design.lineage import Lineage
 from splore.design.matrix import Scheme, fold, matrix_shape, unfold
 from splore.design.own_forward import Shell, has_own_forward
+from splore.design.wrappers import Lineage
 
 KINDS = (nn.Linear, nn.Conv2d, nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 """The classes of layers that can be decomposed, and their subclasses."""

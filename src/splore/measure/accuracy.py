@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from splore.design.lineage import check_average, is_average
+from splore.design.wrappers import check_average, is_average
 from splore.forward import Epochs, batches_of, evaluating, run, split
 
 

@@ -23,10 +23,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 
-from splore.design.lineage import check_average, is_average
+from splore.design.wrappers import network_within
 from splore.files import json_object, sha256, write_whole
 from splore.modelfile.coded import decode
 from splore.modelfile.hub import located
@@ -78,7 +77,7 @@ def save(
     for name, parameter in model.named_parameters():
         if parameter.isnan().any():
             raise ValueError(f"expected numbers, found NaN in {name!r}: go back to the last good checkpoint")
-    kind = values_of(_plain(model)) if values is None else Values(values)
+    kind = values_of(network_within(model)) if values is None else Values(values)
     write_whole(path, "the model file", *_serialised(model, source, task, kind))
 
 
@@ -122,7 +121,7 @@ def read_structure(path: str | os.PathLike) -> Structure:
 
 def dense_bytes(model: nn.Module) -> int:
     """Bytes of a plain safetensors file of the dense network that `model` stands for."""
-    structure, tensors = to_tensors(_plain(model))
+    structure, tensors = to_tensors(network_within(model))
     for layer in structure.layers:
         name = layer.names[0]
         weight = torch.empty(layer.shape, dtype=tensors[join(name, "A")].dtype)
@@ -131,20 +130,11 @@ def dense_bytes(model: nn.Module) -> int:
     return len(to_safetensors(tensors))
 
 
-def _plain(model: nn.Module) -> nn.Module:
-    """The network itself within `torch.compile`, DataParallel, DDP, and averages of weights."""
-    if is_average(model):
-        check_average(model)
-    if is_average(model) or isinstance(model, DataParallel | DistributedDataParallel):
-        return _plain(model.get_submodule("module"))
-    return _plain(model.get_submodule("_orig_mod")) if "_orig_mod" in model._modules else model
-
-
 def _serialised(
     model: nn.Module, source: "Origin | None", task: Task | None, values: Values | None
 ) -> tuple[bytes, memoryview]:
     """The file in two parts, the first of which ends with the digest."""
-    model = _plain(model)
+    model = network_within(model)
     structure, tensors = to_tensors(model, values)
     structure = replace(
         structure,
