@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "conv_step.h"
+#include "phases.h"
 
 namespace splore {
 namespace {
@@ -87,14 +88,15 @@ class Analyser {
     return ops_[i].kind == SPLORE_CONVERT && !ops_[i].inputs[0] && found_.values[0].readers == 1;
   }
 
-  // An operation's step comes after one for relu(scale x + shift), unless its maker does that, a concatenation is a step for
-  // each of its inputs, and a pool may be part of its maker's step.
+  // An operation's step comes after one for relu(scale x + shift), unless its maker does that, and one for the phases of its
+  // input; a concatenation is a step for each of its inputs, and a pool may be part of its maker's step.
   void number_steps() {
     int step = 0;
     for (size_t i = 0; i < ops_.size(); i++) {
       OpPlan& plan = found_.ops[i];
       const bool map_first = ops_[i].kind == SPLORE_CONV && ops_[i].scale && !plan.second_of_maker;
-      if (!plan.by_maker) step += map_first ? 2 : concat_steps(ops_[i]);
+      if (is_conv(ops_[i])) plan.phases = Phases::serve(ops_[i].window, shapes_[size_t(ops_[i].inputs[0])], shapes_[i + 1], layout_);
+      if (!plan.by_maker) step += concat_steps(ops_[i]) + map_first + plan.phases;
       plan.step = step;
     }
   }
@@ -110,6 +112,10 @@ class Analyser {
   void find_borders() {
     for (size_t i = 0; i < ops_.size(); i++) {
       if (!is_conv(ops_[i])) continue;
+      if (found_.ops[i].phases) {
+        layout_.reserve(shapes_[i + 1], Phases(ops_[i].window).border());
+        continue;
+      }
       const size_t x = size_t(ops_[i].inputs[0]);
       // A convolution that stays inside a small map wants none.
       const bool inside =

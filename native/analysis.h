@@ -17,6 +17,7 @@ struct OpPlan {
   int second_for = -1;  // of a convolution: the later one whose relu(scale x + shift) it stores too, its fused second output
   bool second_of_maker = false;  // of that later one
   Border border;  // around relu(scale x + shift), where a convolution has that
+  bool phases = false;  // of a convolution: a step before it makes the phases of its input
   bool over_residual = false;  // it writes over its residual, which nobody reads later
 };
 

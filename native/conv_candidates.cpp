@@ -68,7 +68,7 @@ bool ConvStep::may_transform(TileShape s) const {
 
 // Whether neighbouring output channels often have entries in the same column.
 bool ConvStep::may_have_patterns() const {
-  const int64_t n = op_.weight.n / op_.groups, k = in_.shape.c / op_.groups * op_.window.taps();
+  const int64_t n = op_.weight.n / op_.groups, k = tiling_.channels() / op_.groups * op_.window.taps();
   return n >= kernels_.pattern_rows && double(nonzeros_) > 0.1 * double(op_.weight.n * k);
 }
 
@@ -76,7 +76,7 @@ bool ConvStep::may_have_patterns() const {
 void ConvStep::add_blocks(ConvChoice c, std::vector<ConvChoice>& list) const {
   const Weight& w = op_.weight;
   const TileShape shape = kTiles[c.tile];
-  const int64_t channels = in_.shape.c, k = channels * op_.window.taps(), vectors = shape.rows * shape.columns;
+  const int64_t channels = tiling_.channels(), k = channels * op_.window.taps(), vectors = shape.rows * shape.columns;
   const double density = double(nonzeros_) / double(w.n * k), row_entries = density * double(k);
   const bool may_fold = op_.groups == 1 && w.n * k <= kMostFolded;
   auto block = [&](int64_t bytes) {
@@ -121,9 +121,9 @@ void ConvStep::add_blocks(ConvChoice c, std::vector<ConvChoice>& list) const {
 
 std::string ConvStep::signature() const {
   const Window& w = op_.window;
-  const double elements = double(op_.weight.n * in_.shape.c * w.taps());
+  const double elements = double(op_.weight.n * tiling_.channels() * w.taps());
   const int64_t density = std::lround(40.0 * double(nonzeros_) / elements);
-  const int64_t shapes[] = {in_.shape.c,  in_.shape.h,  in_.shape.w, map_.shape.c,
+  const int64_t shapes[] = {tiling_.channels(),  in_.shape.h,  in_.shape.w, map_.shape.c,
                             map_.shape.h, map_.shape.w, in_.plane,   map_.plane};
   const int64_t window[] = {w.kernel_h, w.kernel_w, w.stride_h, w.stride_w, w.dilation_h, w.dilation_w, w.top, w.left};
   const int64_t rest[] = {op_.groups,         op_.weight.rank,   density, residual_ != nullptr,

@@ -22,7 +22,7 @@ ConvStep::ConvStep(int index, const Op& op, const Values& values, const Layout& 
       kernels_(kernels),
       team_(team),
       nonzeros_(count_nonzeros(op)),
-      tiling_(op.window, in_, map_, layout, team) {}
+      tiling_(op.window, in_, map_, layout, team, values.phases) {}
 
 void ConvStep::write_second(const Storage& storage, const float* scale, const float* shift) {
   second = &storage;
@@ -39,7 +39,7 @@ void ConvStep::choose(const ConvChoice& choice) {
   std::vector<int32_t> offsets;
   if (!choice.gathered) offsets = tiling_.offsets_in_place();
   PackRequest request{};
-  request.channels = in_.shape.c, request.taps = op_.window.taps(), request.block_channels = choice.block_channels;
+  request.channels = tiling_.channels(), request.taps = op_.window.taps(), request.block_channels = choice.block_channels;
   request.parts = choice.parts, request.tile_floats = tile_floats, request.gathered = choice.gathered;
   request.dense = choice.dense, request.dense_finish = choice.dense_finish, request.inside = choice.inside;
   request.winograd_rows = choice.winograd ? kernels_.winograd_rows : 0;
@@ -47,7 +47,7 @@ void ConvStep::choose(const ConvChoice& choice) {
   request.offsets = &offsets;
   packed_.reset();
   if (choice.dense && folded_.empty()) folded_ = fold(op_);
-  if (!choice.dense && !matrix_) matrix_ = std::make_unique<SparseMatrix>(op_, in_.shape.c);
+  if (!choice.dense && !matrix_) matrix_ = std::make_unique<SparseMatrix>(op_, tiling_.channels());
   packed_ = std::make_shared<PackedConv>(op_, matrix_.get(), folded_.data(), request);
   bind();
 }
@@ -165,7 +165,7 @@ int64_t ConvStep::multiply_adds() const {
   const TileShape shape = kTiles[choice_.tile];
   const auto multiplied = [](int64_t outputs) { return outputs / 2 * 4 + outputs % 2 * 3; };
   const int64_t tiles = tiling_.tiles() * multiplied(shape.rows) * multiplied(shape.columns);
-  return sparse + w.rank * (w.n * pixels + in_.shape.c * tiles);
+  return sparse + w.rank * (w.n * pixels + tiling_.channels() * tiles);
 }
 
 std::string ConvStep::describe(const ConvChoice& choice) const {

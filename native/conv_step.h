@@ -21,6 +21,7 @@ class ConvStep : public TunedStep {
     const Storage& out;
     const Storage* residual;
     const Storage* pooled;  // the maxima of 2 x 2 windows of `out` go there, and `out` nowhere; or null
+    bool phases;            // that is what `in` holds
   };
   // Fuses a second output, relu(scale y + shift), to `storage`: the input of a convolution that wants it so.
   void write_second(const Storage& storage, const float* scale, const float* shift);

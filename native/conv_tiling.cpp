@@ -18,20 +18,26 @@ int32_t checked(ptrdiff_t offset) {
 
 bool ConvTiling::readable_in_place() const {
   const Window& w = window_;
+  if (phases_) return true;
   if (!layout_.planar) return w.stride_h >= 1 && w.stride_w <= 2;
   const bool same_map = w.stride_h == 1 && w.stride_w == 1 && in_.shape.h == map_.shape.h && in_.shape.w == map_.shape.w;
   return same_map && (layout_.bordered(in_.shape) || w.taps() == 1);
 }
 
+ptrdiff_t ConvTiling::offset_of(int64_t i, int64_t j) const {
+  const Window& w = window_;
+  if (!phases_) return (i * w.dilation_h - w.top) * in_.row + (j * w.dilation_w - w.left) * in_.column;
+  const Phases::Tap tap = phases_->tap(i, j);
+  return tap.phase * in_.plane + tap.row * in_.row + tap.column * in_.column;
+}
+
 std::vector<int32_t> ConvTiling::offsets_in_place() const {
   const Window& w = window_;
   std::vector<int32_t> offsets;
-  offsets.reserve(size_t(in_.shape.c * w.taps()));
-  for (int64_t c = 0; c < in_.shape.c; c++)
+  offsets.reserve(size_t(channels() * w.taps()));
+  for (int64_t c = 0; c < channels(); c++)
     for (int64_t i = 0; i < w.kernel_h; i++)
-      for (int64_t j = 0; j < w.kernel_w; j++)
-        offsets.push_back(
-            checked(c * in_.plane + (i * w.dilation_h - w.top) * in_.row + (j * w.dilation_w - w.left) * in_.column));
+      for (int64_t j = 0; j < w.kernel_w; j++) offsets.push_back(checked(c * planes() * in_.plane + offset_of(i, j)));
   return offsets;
 }
 
@@ -80,9 +86,11 @@ int64_t ConvTiling::block_for(TileShape s, bool gathered, bool inside, int64_t b
     floats = w.taps() * s.rows * s.columns * layout_.lanes;
   else if (inside)
     floats = s.rows * s.columns * layout_.lanes;
-  else if (layout_.planar)  // a run of the flattened plane, and what the taps reach beyond it
-    floats = s.columns * layout_.lanes + std::min(w.kernel_h, (w.kernel_h - 1) * w.dilation_h) * (in_.row + layout_.lanes);
-  const int64_t channels = in_.shape.c;
+  else if (layout_.planar) {  // a run of each flattened plane, and what the taps reach beyond it
+    const int64_t down = phases_ ? (w.kernel_h - 1) * w.dilation_h / w.stride_h : (w.kernel_h - 1) * w.dilation_h;
+    floats = planes() * (s.columns * layout_.lanes + std::min(w.kernel_h, down) * (in_.row + layout_.lanes));
+  }
+  const int64_t channels = this->channels();
   const int64_t fit = std::max<int64_t>(1, bytes / (floats * 4));
   const int64_t blocks = std::min(kMostBlocks, (channels + fit - 1) / fit);
   return (channels + blocks - 1) / blocks;
@@ -101,6 +109,7 @@ void ConvTiling::choose(TileShape s, bool gathered) {
     down_ = (map_.shape.h + s.rows - 1) / s.rows;
     across_ = (map_.shape.w + s.columns - 1) / s.columns;
   }
+  gather_ = {};
   if (gathered) prepare_gather();
 }
 
@@ -111,11 +120,11 @@ void ConvTiling::prepare_gather() {
   gather_index_.clear(), gather_vectors_.clear(), gather_taps_.clear();
   gather_.plane = in_.plane, gather_.fill = int32_t(in_.fill);
   gather_.tap_count = int32_t(w.taps());
-  gather_.row = w.stride_h * in_.row, gather_.column = w.stride_w * in_.column;
-  if (!layout_.planar) {
+  if (!layout_.planar || readable_in_place()) {
+    gather_.row = w.stride_h * in_.row, gather_.column = layout_.planar ? lanes : w.stride_w * in_.column;
+    gather_.plane = planes() * in_.plane;
     for (int64_t i = 0; i < w.kernel_h; i++)
-      for (int64_t j = 0; j < w.kernel_w; j++)
-        gather_taps_.push_back(checked((i * w.dilation_h - w.top) * in_.row + (j * w.dilation_w - w.left) * in_.column));
+      for (int64_t j = 0; j < w.kernel_w; j++) gather_taps_.push_back(checked(offset_of(i, j)));
     gather_.taps = gather_taps_.data();
     return;
   }
@@ -166,7 +175,7 @@ ConvTiling::Place ConvTiling::place(int64_t index) const {
 const float* ConvTiling::corner(const Place& at, const float* arena) const {
   if (!layout_.planar)
     return arena + in_.offset + in_.first + at.y * window_.stride_h * in_.row + at.x * window_.stride_w * in_.column;
-  return gathered_ ? arena + in_.offset : arena + in_.offset + in_.first + at.x * layout_.lanes;
+  return gather_.index ? arena + in_.offset : arena + in_.offset + in_.first + at.x * layout_.lanes;
 }
 
 ptrdiff_t ConvTiling::offset(const Place& at, const Storage& value) const {

@@ -3,6 +3,7 @@
 
 #include "kernels.h"
 #include "layout.h"
+#include "phases.h"
 
 namespace splore {
 
@@ -21,11 +22,18 @@ class ConvTiling {
     int64_t y, x;
   };
 
-  ConvTiling(const Window& window, const Storage& in, const Storage& map, const Layout& layout, int team)
-      : window_(window), in_(in), map_(map), layout_(layout), team_(team) {}
+  // `phases`: that is what `in` holds.
+  ConvTiling(const Window& window, const Storage& in, const Storage& map, const Layout& layout, int team, bool phases)
+      : window_(window), in_(in), map_(map), layout_(layout), team_(team) {
+    if (phases) phases_ = std::make_unique<Phases>(window);
+  }
   ConvTiling(const ConvTiling&) = delete;
 
   bool readable_in_place() const;
+  bool reads_phases() const { return phases_ != nullptr; }
+  int64_t planes() const { return phases_ ? phases_->count() : 1; }  // of an input channel
+  int64_t channels() const { return in_.shape.c / planes(); }        // of the input
+  ptrdiff_t offset_of(int64_t i, int64_t j) const;  // of a tap, within an input channel
   // Of each tap of each input channel, floats from a tile's corner.
   std::vector<int32_t> offsets_in_place() const;
 
@@ -56,6 +64,7 @@ class ConvTiling {
   const Storage& map_;
   const Layout& layout_;
   const int team_;
+  std::unique_ptr<const Phases> phases_;
   TileShape shape_{1, 1};
   bool gathered_ = false;
   int64_t down_ = 1, across_ = 1;

@@ -37,7 +37,7 @@ IntConvStep::IntConvStep(int index, const Op& op, const Values& values, const La
       layout_(layout),
       kernels_(kernels),
       team_(team),
-      tiling_(op.window, in_, map_, layout, team) {
+      tiling_(op.window, in_, map_, layout, team, values.phases) {
   make_rows();
   make_channels();
 }
@@ -88,26 +88,33 @@ void IntConvStep::make_channels() {
 
 std::vector<ConvChoice> IntConvStep::candidates() const {
   std::vector<ConvChoice> list;
-  const bool gathered = !tiling_.readable_in_place();
-  const double row_blocks = double(row_blocks_ + down_blocks_) / double(op_.int_weight.n + op_.int_weight.rank);
-  for (const TileShape& s : tiling_.shapes(6, kMostVectors, false, residual_ == &map_)) {
-    ConvChoice c;
-    c.gathered = gathered;
-    while (kTiles[c.tile].rows != s.rows || kTiles[c.tile].columns != s.columns) c.tile++;
-    const int64_t down = layout_.planar ? 1 : (map_.shape.h + s.rows - 1) / s.rows;
-    const int64_t tiles = down * (((layout_.planar ? map_.vectors : map_.shape.w) + s.columns - 1) / s.columns);
-    for (c.parts = 1; c.parts <= team_; c.parts += std::max(1, team_ - 1)) {
-      if (c.parts == 1 ? tiles < team_ : tiles >= 4 * team_) continue;
-      std::set<int64_t> seen;
-      for (const int64_t bytes : {kSecondLevel, 3 * kFirstLevel, 3 * kFirstLevel / 2}) {
-        c.block_channels = tiling_.block_for(s, gathered, false, bytes);
-        // Between two blocks all sums are stored and loaded.
-        const double blocks = row_blocks * double(c.block_channels) / double(in_.shape.c);
-        if ((bytes == kSecondLevel || blocks >= 8) && seen.insert(c.block_channels).second) list.push_back(c);
-      }
+  for (const bool gathered : {false, true}) {
+    if (!gathered && !tiling_.readable_in_place()) continue;
+    // Gathering pays where reading in place is unaligned.
+    if (gathered && tiling_.readable_in_place() && (!layout_.planar || op_.window.taps() == 1)) continue;
+    for (const TileShape& s : tiling_.shapes(6, kMostVectors, false, residual_ == &map_)) {
+      ConvChoice c;
+      c.gathered = gathered;
+      while (kTiles[c.tile].rows != s.rows || kTiles[c.tile].columns != s.columns) c.tile++;
+      const int64_t down = layout_.planar ? 1 : (map_.shape.h + s.rows - 1) / s.rows;
+      const int64_t tiles = down * (((layout_.planar ? map_.vectors : map_.shape.w) + s.columns - 1) / s.columns);
+      for (c.parts = 1; c.parts <= team_; c.parts += std::max(1, team_ - 1))
+        if (c.parts == 1 ? tiles >= team_ : tiles < 4 * team_) add_blocks(c, list);
     }
   }
   return list;
+}
+
+// The choice with each size of block.
+void IntConvStep::add_blocks(ConvChoice c, std::vector<ConvChoice>& list) const {
+  const double row_blocks = double(row_blocks_ + down_blocks_) / double(op_.int_weight.n + op_.int_weight.rank);
+  std::set<int64_t> seen;
+  for (const int64_t bytes : {kSecondLevel, 3 * kFirstLevel, 3 * kFirstLevel / 2}) {
+    c.block_channels = tiling_.block_for(kTiles[c.tile], c.gathered, false, bytes);
+    // Between two blocks all sums are stored and loaded.
+    const double blocks = row_blocks * double(c.block_channels) / double(tiling_.channels());
+    if ((bytes == kSecondLevel || blocks >= 8) && seen.insert(c.block_channels).second) list.push_back(c);
+  }
 }
 
 void IntConvStep::choose(const ConvChoice& choice) {
@@ -118,7 +125,7 @@ void IntConvStep::choose(const ConvChoice& choice) {
   std::vector<int32_t> offsets;
   if (!choice.gathered) offsets = tiling_.offsets_in_place();
   packed_.reset();
-  packed_ = std::make_shared<PackedIntConv>(rows_, down_rows_, op_.int_weight, offsets, in_.shape.c, choice.block_channels,
+  packed_ = std::make_shared<PackedIntConv>(rows_, down_rows_, op_.int_weight, offsets, tiling_.channels(), choice.block_channels,
                                             choice.parts, shape.rows * shape.columns * layout_.lanes);
   tiling_.choose(shape, choice.gathered);
   bind();
@@ -152,9 +159,8 @@ void IntConvStep::bind() {
   args_.gather = tiling_.gather();
   args_.fetch_input = !choice_.gathered && in_.size() > kStays;
   args_.fetch_output = op_.quant && map_.size() > kStays;
-  args_.in_plane = in_.plane;
-  args_.first_tap = -w.top * in_.row - w.left * in_.column;
-  args_.last_tap = args_.first_tap + (w.kernel_h - 1) * w.dilation_h * in_.row + (w.kernel_w - 1) * w.dilation_w * in_.column;
+  args_.in_plane = tiling_.planes() * in_.plane;
+  args_.first_tap = tiling_.offset_of(0, 0), args_.last_tap = tiling_.offset_of(w.kernel_h - 1, w.kernel_w - 1);
 }
 
 void IntConvStep::settle(Packings& packings) {
@@ -205,9 +211,9 @@ std::string IntConvStep::describe(const ConvChoice& choice) const {
 std::string IntConvStep::signature() const {
   const Window& w = op_.window;
   const IntWeight& weight = op_.int_weight;
-  const int64_t density = row_blocks_ * 40 / std::max<int64_t>(1, weight.n * in_.shape.c * weight.taps);
+  const int64_t density = row_blocks_ * 40 / std::max<int64_t>(1, weight.n * tiling_.channels() * weight.taps);
   std::string text = "int8";
-  for (const int64_t x : {in_.shape.c,
+  for (const int64_t x : {tiling_.channels(),
                           in_.shape.h,
                           in_.shape.w,
                           weight.n,

@@ -14,6 +14,7 @@ class IntConvStep : public TunedStep {
     const Storage& out;
     const Storage* residual;
     Quant in_quant, residual_quant;
+    bool phases;  // that is what `in` holds
   };
   IntConvStep(int index, const Op& op, const Values& values, const Layout& layout, const IntKernels& kernels, int team);
   // Fuses a second output, what the affine operation makes of the result.
@@ -36,6 +37,7 @@ class IntConvStep : public TunedStep {
  private:
   void make_rows();
   void make_channels();
+  void add_blocks(ConvChoice c, std::vector<ConvChoice>& list) const;
   void bind();
 
   const Op& op_;

@@ -13,6 +13,7 @@ typedef uint32_t Unsigned __attribute__((vector_size(L * 4), aligned(4), may_ali
 SPLORE_INLINE Ints load_ints(const float* p) { return *reinterpret_cast<const Ints*>(p); }
 SPLORE_INLINE void store_ints(float* p, Ints v) { *reinterpret_cast<Ints*>(p) = v; }
 SPLORE_INLINE Ints broadcast(int32_t x) { return x - Ints{}; }
+SPLORE_INLINE Ints held(Ints x) { return Ints(held(Vec(x))); }
 SPLORE_INLINE Vec to_floats(Ints x) { return __builtin_convertvector(x, Vec); }
 
 // The weights of a block in every lane, and sums of four products in each.

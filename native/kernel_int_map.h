@@ -94,12 +94,7 @@ int32_t int_multiply_adds(int64_t rounds) {
   const Weights w = weights_of(int32_t(rounds));
   for (int64_t round = 0; round < rounds; round++)
 #pragma GCC unroll 16
-    for (int i = 0; i < kChains; i++) {
-      sum[i] = dot(sum[i], x[i], w);
-#if defined(__x86_64__)
-      asm("" : "+v"(sum[i]));
-#endif
-    }
+    for (int i = 0; i < kChains; i++) sum[i] = held(dot(sum[i], x[i], w));
   Ints all{};
   for (int i = 0; i < kChains; i++) all += sum[i];
   return all[0];

@@ -5,6 +5,7 @@
 #include "analysis.h"
 #include "int_conv_step.h"
 #include "int_steps.h"
+#include "phases.h"
 
 namespace splore {
 namespace {
@@ -13,6 +14,7 @@ namespace {
 struct OpStorage {
   const Storage* x = nullptr;  // its first input
   const Storage* ready = nullptr;  // relu(scale x + shift), where a convolution has that
+  const Storage* phases = nullptr;  // of what it reads, where a convolution has them
   const Storage* other = nullptr;  // its second input
   const Storage* map = nullptr;  // its outputs: where they are stored, or their geometry alone
   const Storage* pooled = nullptr;  // what a pool makes of them in place of that
@@ -59,7 +61,14 @@ Storages allocate(const Program& program, const Analysis& found, Layout& layout,
     const int born = plan.step - concat_steps(op) + 1;
     const auto value = [&](size_t v) { return lowered.arena.add(stored(v), born, found.values[v].dies); };
     if (op.kind == SPLORE_CONV && op.scale && !plan.second_of_maker)
-      at.ready = lowered.arena.add(layout.storage(at.x->shape, plan.border), plan.step - 1, plan.step);
+      at.ready = lowered.arena.add(layout.storage(at.x->shape, plan.border), plan.step - 1 - plan.phases, plan.step);
+    if (plan.phases) {
+      Shape shape = shapes[i + 1];
+      shape.c = at.x->shape.c * Phases(op.window).count();
+      Storage phases = layout.storage(shape, {});
+      phases.fill = at.x->fill;
+      at.phases = lowered.arena.add(phases, plan.step - 1, plan.step);
+    }
     if (plan.pool >= 0) {
       at.pooled = value(size_t(plan.pool) + 1);
       lowered.unstored.push_back(std::make_unique<Storage>(layout.storage(shapes[i + 1], found.values[i + 1].border)));
@@ -157,12 +166,20 @@ class Emitter {
   void int_convolution(size_t i) {
     const Op& op = program_.ops[i];
     const OpStorage& at = storages_.ops[i];
-    const IntConvStep::Values values{*at.x, *at.map, at.other, quant_of(op, 0), quant_of(op, op.inputs.size() - 1)};
+    const Quant quant = quant_of(op, 0), residual = quant_of(op, op.inputs.size() - 1);
+    const IntConvStep::Values values{phases(i, *at.x), *at.map, at.other, quant, residual, at.phases != nullptr};
     auto conv = std::make_unique<IntConvStep>(int(i), op, values, layout_, *kernels_.int8, team_);
     if (at.second) conv->write_second(*at.second, program_.ops[size_t(found_.ops[i].second_for)]);
     TunedStep* step = conv.get();
     add(std::move(conv));
     steps_.back().tuned = step;
+  }
+
+  // What a convolution reads of this input, which is made first where it is the phases.
+  const Storage& phases(size_t i, const Storage& in) {
+    const Storage* phases = storages_.ops[i].phases;
+    if (phases) add(phase_step(int(i), program_.ops[i], in, *phases));
+    return phases ? *phases : in;
   }
 
   void map(int index, const MapRequest& request, const Storage& out) { add(map_step(index, request, layout_, kernels_, out)); }
@@ -172,7 +189,8 @@ class Emitter {
     const OpPlan& plan = found_.ops[i];
     const OpStorage& at = storages_.ops[i];
     if (op.scale && !plan.second_of_maker) map(int(i), {kMapAffine, SPLORE_RELU, at.x, nullptr, op.scale, op.shift}, *at.ready);
-    const ConvStep::Values values{op.scale ? *at.ready : *at.x, *at.map, at.other, at.pooled};
+    const Storage& in = phases(i, op.scale ? *at.ready : *at.x);
+    const ConvStep::Values values{in, *at.map, at.other, at.pooled, at.phases != nullptr};
     auto conv = std::make_unique<ConvStep>(int(i), op, values, layout_, kernels_, team_);
     if (at.second) {
       const Op& reader = program_.ops[size_t(plan.second_for)];

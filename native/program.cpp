@@ -204,10 +204,13 @@ double image_bytes(const Program& program) {
     const Op& op = program.ops[i];
     for (int value : op.inputs) dies[size_t(value)] = i;
     if (op.kind != SPLORE_CONV && op.kind != SPLORE_INT_CONV) continue;
-    const Shape& in = shapes[size_t(op.inputs[0])];
-    Window& all = pads[{in.h, in.w}];
-    all.top = std::max(all.top, op.window.top), all.left = std::max(all.left, op.window.left);
-    all.bottom = std::max(all.bottom, op.window.bottom), all.right = std::max(all.right, op.window.right);
+    const auto pad = [&](const Shape& shape) {
+      Window& all = pads[{shape.h, shape.w}];
+      all.top = std::max(all.top, op.window.top), all.left = std::max(all.left, op.window.left);
+      all.bottom = std::max(all.bottom, op.window.bottom), all.right = std::max(all.right, op.window.right);
+    };
+    pad(shapes[size_t(op.inputs[0])]);
+    if (op.window.strides() > 1) pad(shapes[i + 1]);
   }
   dies[last] = last;
   std::vector<double> ends(last + 1), sizes;
@@ -226,7 +229,12 @@ double image_bytes(const Program& program) {
     if (op.kind == SPLORE_REORDER) table = std::max(table, 2 * double(made.c + made.h + made.w));
     if (op.kind != SPLORE_CONV && op.kind != SPLORE_INT_CONV) continue;
     const Shape &in = shapes[size_t(op.inputs[0])], &out = shapes[i + 1];
-    table = std::max(table, double(op.window.taps()) * (double(in.c) + double(out.h * out.w) + kTile));
+    const Window& w = op.window;
+    double found = double(w.taps()) * (double(in.c) + double(out.h * out.w) + kTile);
+    if (w.strides() > 1)  // the phases of its input
+      found += double(std::min(w.taps(), w.strides())) * double(in.c) * double(out.h + w.top + w.bottom) *
+               double(out.w + w.left + w.right);
+    table = std::max(table, found);
   }
   return 4 * (most + table);
 }

@@ -30,6 +30,7 @@ struct Window {
   int64_t top = 0, left = 0, bottom = 0, right = 0;
   int64_t dilation_h = 1, dilation_w = 1;
   int64_t taps() const { return kernel_h * kernel_w; }
+  int64_t strides() const { return stride_h * stride_w; }
 };
 
 // The matrix (n, k) of a convolution as a sum of parts; a part that is not there is null. The caller owns the memory.

@@ -14,7 +14,8 @@ TILE = 256  # numbers of the largest tile
 
 def image_bytes(program: Program) -> int:
     """Bytes that one image takes at the most: the values that are alive at once, with the zero padding that their
-    readers want, and the largest table of what the windows of a convolution read.
+    readers want, and the most that a convolution wants beside them: a table of what its windows read, and a copy of
+    its input where it has a stride.
 
     A run takes that for each image that is under way: at most a batch, and at most 16 a thread.
     """
@@ -22,11 +23,11 @@ def image_bytes(program: Program) -> int:
     dies = {value: index for index, op in enumerate(program.ops) for value in op.inputs} | {last: last}
     # Maps of one height and width share a layout, with the padding that any reader of one of them wants.
     pads: dict[tuple[int, int], list[int]] = {}
-    for op in program.ops:
+    for index, op in enumerate(program.ops):
         if isinstance(op, Conv):
-            _, height, width = shapes[op.inputs[0]]
-            known = pads.get((height, width), [0] * 4)
-            pads[height, width] = [max(sides) for sides in zip(known, op.pad, strict=True)]
+            for _, height, width in (shapes[op.inputs[0]], shapes[index + 1])[: 1 + (max(op.stride) > 1)]:
+                known = pads.get((height, width), [0] * 4)
+                pads[height, width] = [max(sides) for sides in zip(known, op.pad, strict=True)]
     sizes = []
     for c, height, width in shapes:
         top, left, bottom, right = pads.get((height, width), [0] * 4)
@@ -53,11 +54,14 @@ def check(program: Program, most: int) -> None:
 
 def _table(op: Op, program: Program, index: int) -> int:
     """Bytes of the places that a reordering or a convolution reads: of each column of its weight, and of each tap of
-    each output; and of what it gathers for a tile."""
+    each output; of what it gathers for a tile; and of its input, every so many pixels, where it has a stride."""
     if isinstance(op, Reorder):
         return 2 * FLOAT * sum(program.shapes[index + 1])
     if not isinstance(op, Conv):
         return 0
     taps = math.prod(op.kernel)
+    channels, _, _ = program.shapes[op.inputs[0]]
     _, height, width = program.shapes[index + 1]
-    return FLOAT * taps * (program.shapes[op.inputs[0]][0] + height * width + TILE)
+    top, left, bottom, right = op.pad
+    copied = min(taps, math.prod(op.stride)) * channels * (height + top + bottom) * (width + left + right)
+    return FLOAT * (taps * (channels + height * width + TILE) + copied * (max(op.stride) > 1))
