@@ -233,6 +233,25 @@ def test_a_wide_layer_is_weighed_by_the_squares_of_its_inputs_alone(monkeypatch)
     assert (model(x) - wanted).square().mean() < (blind(x) - wanted).square().mean()
 
 
+def test_inputs_that_mislead_do_no_harm(monkeypatch):
+    """Of a wide layer the squares alone are seen: not that strong inputs come in pairs, and cancel each other."""
+    monkeypatch.setattr(calibrate, "WIDEST", 10)
+    torch.manual_seed(0)
+    weak, strong = torch.randn(512, 40), 30 * torch.randn(512, 20)
+    layer = nn.Linear(80, 30)
+    with torch.no_grad():
+        layer.weight[:, 40:60] = 0.3 * torch.randn(30, 20)
+        layer.weight[:, 60:] = -layer.weight[:, 40:60]
+        layer.weight[:, :40] = torch.randn(30, 40)
+    dense = nn.Sequential(layer, nn.Tanh(), nn.Linear(30, 5))
+    batches = list(torch.cat([weak, strong, strong], 1).split(64))
+    by_data, cut = copy.deepcopy(dense), copy.deepcopy(dense)
+    decompose(by_data, Design(params=0.5, include=("0",)), batches)
+    decompose(cut, Design(rank=0, include=("0",)))
+    prune(cut, params=0.5, score=magnitude)
+    assert error(by_data, dense, batches) < 1.01 * error(cut, dense, batches)
+
+
 def test_a_calibrated_budget_is_divided_as_inputs_held_back_say_is_best(monkeypatch):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 10))

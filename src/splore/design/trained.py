@@ -4,12 +4,14 @@ With a budget, ranks and entries compete over the whole net (see `splore.design.
 outputs, as a share of their energy, does not weigh the same in every layer: how much it does is measured, by cutting
 one layer at a time to what a first division of the budget gives it, and looking at the network's outputs. How much of
 the budget L is best given is tried: that division counts whose network stays nearest to the given one, on inputs that
-were held back.
+were held back. S by magnitude is tried too where layers are so wide that the squares of their inputs alone were seen:
+these mislead where inputs are alike.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -102,9 +104,17 @@ def parts_to_budget(
     trial = Trial(model, layers, matrices, scheme, seen)
     for name, weight in trial.weights(parts, inputs.batches[:PROBES]).items():
         scales[name] = scales[name] * weight**0.5
-    best, least = divided(math.inf), None
-    for caution in (None, *CAUTIONS):
-        parts = best if caution is None else divided(caution)
+
+    def by_magnitude() -> dict[str, Parts]:
+        splits = share(matrices, budget, most, blocks, math.inf)
+        return {name: (*fitted(matrices[name], x.A, x.B, x.mask, None), x.mask) for name, x in splits.items()}
+
+    attempts: list[Callable[[], dict[str, Parts]]] = [partial(divided, each) for each in (math.inf, *CAUTIONS)]
+    if any(each.products.dim() == 1 for each in seen.values()):
+        attempts.append(by_magnitude)
+    best, least = parts, None
+    for attempt in attempts:
+        parts = attempt()
         found = trial.divergence(parts, inputs.held_back)
         if least is None or _clearly_less(found, least):
             best, least = parts, found
