@@ -13,7 +13,7 @@ import threading
 import time
 
 import numpy as np
-from kernels import conv_program
+from kernels import conv_program, in_bytes
 from programs import floats, random_program
 
 from splore.engine.native import NativeProgram
@@ -26,7 +26,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60)
     options = parser.parse_args()
     end, wrong, rounds = time.monotonic() + options.seconds, [], 0
-    programs = [conv_program(3, 12, 16, (12, 12), 3, 0.3, 2, residual=True), *map(random_program, (11, 12, 37))]
+    conv = conv_program(3, 12, 16, (12, 12), 3, 0.3, 2, residual=True)
+    programs = [conv, in_bytes(conv, 0), *map(random_program, (11, 12, 37))]
     while time.monotonic() < end:
         os.environ["SPLORE_PLAN"] = "" if rounds % 4 == 3 else "fast"
         program, threads = programs[rounds % len(programs)], 1 + rounds % 3
