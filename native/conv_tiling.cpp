@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "arena.h"
-
 namespace splore {
 namespace {
 
@@ -157,9 +155,9 @@ void ConvTiling::prepare_gather() {
       run = run && index[l] - l == first;
       begin = std::min(begin, index[l]), end = std::max(end, index[l]);
     }
-    if (run && first >= -kGuard && first + lanes <= in_.plane + kGuard)
+    if (run && first >= -kBeyond && first + lanes <= in_.plane + kBeyond)
       gather_vectors_[v] = {kRun, first};
-    else if (end - begin < 2 * lanes)
+    else if (end - begin < 2 * lanes && begin + 2 * lanes <= in_.plane + kBeyond)
       gather_vectors_[v] = {kNear, begin};
   }
   gather_.index = gather_index_.data(), gather_.vector = gather_vectors_.data();

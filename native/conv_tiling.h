@@ -1,18 +1,22 @@
 // The tiles of a convolution: where they lie on the map of its outputs, and what they read of its input.
 #pragma once
 
+#include "arena.h"
 #include "kernels.h"
 #include "layout.h"
 #include "phases.h"
 
 namespace splore {
 
-// The last tile of a row or a map may reach back over the one before it: two threads then store equal sums in one place. That is
-// what ThreadSanitizer calls a race, so what is built for it takes tiles that don't.
+// The last tile of a row or a map may reach back over the one before it: two threads then store equal sums in one place. And what
+// a vector reads beyond its plane, up to so many floats, is masked away, while another thread may write it. ThreadSanitizer calls
+// both a race, so what is built for it does neither.
 #if defined(__SANITIZE_THREAD__)
 constexpr bool kEachOnce = true;
+constexpr ptrdiff_t kBeyond = 0;
 #else
 constexpr bool kEachOnce = false;
+constexpr ptrdiff_t kBeyond = kGuard;
 #endif
 
 class ConvTiling {

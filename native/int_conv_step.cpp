@@ -88,11 +88,12 @@ void IntConvStep::make_channels() {
 
 std::vector<ConvChoice> IntConvStep::candidates() const {
   std::vector<ConvChoice> list;
+  const bool once = residual_ == &map_ || kEachOnce;  // over its own residual, no output may be computed twice
   for (const bool gathered : {false, true}) {
     if (!gathered && !tiling_.readable_in_place()) continue;
     // Gathering pays where reading in place is unaligned.
     if (gathered && tiling_.readable_in_place() && (!layout_.planar || op_.window.taps() == 1)) continue;
-    for (const TileShape& s : tiling_.shapes(6, kMostVectors, false, residual_ == &map_)) {
+    for (const TileShape& s : tiling_.shapes(6, kMostVectors, false, once)) {
       ConvChoice c;
       c.gathered = gathered;
       while (kTiles[c.tile].rows != s.rows || kTiles[c.tile].columns != s.columns) c.tile++;

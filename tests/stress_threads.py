@@ -12,6 +12,8 @@ import sys
 import threading
 import time
 
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # its threads are no matter of ours
+
 import numpy as np
 from kernels import conv_program, in_bytes
 from programs import floats, random_program
