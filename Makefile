@@ -48,7 +48,9 @@ bench: setup  ## compare the engine and a training step with other runtimes, int
 	$(BIN)/python -m pip install --quiet --editable ".[dev,bench]"
 	for structure in "vgg19 --kept 0.03 --rank 4 --batch 1 32" "preactresnet56 --kept 0.25 --rank 0.1 --batch 1 32" \
 	  "resnet50 --kept 0.3757 --rank 0.1 --batch 1 16" "resnet50 --kept 0.2 --rank 0.05 --batch 1 16"; do \
-	  $(BIN)/python benchmarks/engine.py --net $$structure --json benchmarks/results/engine.json || exit 1; \
+	  for precision in "--bits 32 --block 1" "--bits 8 --block 4"; do \
+	    $(BIN)/python benchmarks/engine.py --net $$structure $$precision --json benchmarks/results/engine.json || exit 1; \
+	  done; \
 	done
 	$(BIN)/python benchmarks/training.py --memory --json benchmarks/results/training.json
 

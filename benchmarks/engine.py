@@ -19,6 +19,7 @@ from statistics import median
 
 import numpy as np
 import torch
+from int8_runtimes import onnx_int8_file, openvino_int8_file
 from networks import Structure, images, network
 from rows import add_row
 from runtimes import CALIBRATION, PEERS, Run, export, missing, quiet, versions
@@ -34,6 +35,10 @@ TOLERANCE = 1e-4  # of the largest result, for whatever runs in float32
 ROUNDED = 0.2  # the same in eight bits and in bfloat16, on random weights
 SAMPLE = 0.05  # seconds that a timed sample takes at least, as a sum of runs
 PAUSE = 0.01  # seconds between two samples, at least
+# The peers whose peak memory is measured, and what makes the file that they read of the dense one.
+BY_FILE = {
+    "ONNX Runtime": None, "OpenVINO": None, "ONNX Runtime int8": onnx_int8_file, "OpenVINO int8": openvino_int8_file,
+}  # fmt: skip
 
 
 def main() -> int:
@@ -159,18 +164,21 @@ def wait_for_idle_threads() -> None:
 
 def peaks(engine: Engine, dense: torch.nn.Module, x: torch.Tensor, threads: int, peers: list[str]) -> dict[str, float]:
     """Peak memory in MiB of a process of its own for each runtime that can do without torch."""
-    found = {}
     with tempfile.TemporaryDirectory() as directory:
         program, onnx = Path(directory) / "net.splore", Path(directory) / "net.onnx"
         try:
             engine.save(program)
         except ValueError:
             return {}
-        found["engine"] = peak_mib("engine", program, tuple(x.shape), threads)
-        others = [peer for peer in peers if peer in ("ONNX Runtime", "OpenVINO")]
+        files = {"engine": program}
+        others = [peer for peer in peers if peer in BY_FILE]
         if others:
             export(dense, x, onnx)
-        return found | {peer: peak_mib(peer, onnx, tuple(x.shape), threads) for peer in others}
+        for peer in others:
+            small = BY_FILE[peer]
+            files[peer] = small(onnx, x.numpy()[:CALIBRATION], Path(directory)) if small else onnx
+        runtimes = {peer: peer.removesuffix(" int8") for peer in files}
+        return {peer: peak_mib(runtimes[peer], file, tuple(x.shape), threads) for peer, file in files.items()}
 
 
 def report(row: dict, engine: Engine, options: argparse.Namespace) -> None:

@@ -9,6 +9,11 @@ from splore.deploy.runtimes import Run, onnx_session, openvino_model
 
 
 def onnx_runtime_int8(onnx: Path, calibration: np.ndarray, threads: int) -> Run:
+    with tempfile.TemporaryDirectory() as directory:
+        return onnx_session(onnx_int8_file(onnx, calibration, Path(directory)), threads)
+
+
+def onnx_int8_file(onnx: Path, calibration: np.ndarray, folder: Path) -> Path:
     """ONNX Runtime's static quantisation: activations by tensor, weights by output channel, ranges of the extremes."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -20,27 +25,30 @@ def onnx_runtime_int8(onnx: Path, calibration: np.ndarray, threads: int) -> Run:
         def get_next(self) -> dict | None:
             return next(self.left, None)
 
-    with tempfile.TemporaryDirectory() as directory:
-        prepared, path = Path(directory) / "prepared.onnx", Path(directory) / "int8.onnx"
-        quant_pre_process(str(onnx), str(prepared))
-        quantize_static(
-            str(prepared), str(path), Images(), QuantFormat.QDQ, per_channel=True, activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-        )  # fmt: skip
-        return onnx_session(path, threads)
+    prepared, path = folder / "prepared.onnx", folder / "int8.onnx"
+    quant_pre_process(str(onnx), str(prepared))
+    quantize_static(
+        str(prepared), str(path), Images(), QuantFormat.QDQ, per_channel=True, activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )  # fmt: skip
+    return path
 
 
 def openvino_int8(onnx: Path, calibration: np.ndarray, threads: int) -> Run:
-    """OpenVINO after NNCF's post-training quantisation, which corrects biases too."""
+    with tempfile.TemporaryDirectory() as directory:
+        return openvino_model(openvino_int8_file(onnx, calibration, Path(directory)), threads)
+
+
+def openvino_int8_file(onnx: Path, calibration: np.ndarray, folder: Path) -> Path:
+    """NNCF's post-training quantisation, which corrects biases too."""
     import nncf
     import openvino
 
     model = openvino.Core().read_model(str(onnx))
     dataset = nncf.Dataset(list(_batches(onnx, calibration)))
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "int8.xml"
-        openvino.save_model(nncf.quantize(model, dataset), str(path), compress_to_fp16=False)
-        return openvino_model(path, threads)
+    path = folder / "int8.xml"
+    openvino.save_model(nncf.quantize(model, dataset), str(path), compress_to_fp16=False)
+    return path
 
 
 def openvino_bf16(onnx: Path, calibration: np.ndarray, threads: int) -> Run:

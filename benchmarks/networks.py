@@ -62,7 +62,7 @@ def network(name: str, structure: Structure, seed: int = 0) -> tuple[nn.Module, 
     kept = rest
     for path, module in layers.items():
         layer = _layer(module, ranks[path], density, structure.block)
-        kept += layer.A.numel() + layer.B.numel() + int(layer.mask.sum())
+        kept += sum(part.numel() for part in (layer.A, layer.B) if part is not None) + int(layer.mask.sum())
         parent, _, child = path.rpartition(".")
         setattr(model.get_submodule(parent), child, layer)
     for module in model.modules():

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE / "paper"))
+sys.path[:0] = [str(HERE / "paper"), str(HERE)]
 
+from rows import DEFAULTS  # noqa: E402
 from table import rows  # noqa: E402
 
 README = HERE.parent / "README.md"
@@ -38,14 +39,17 @@ def _accuracy(row: dict | None) -> str:
 
 
 def speed() -> str:
-    """The engine over the fastest dense runtime, by net and batch, from benchmarks/engine.py."""
-    found: dict[tuple[str, float], list[str]] = {}
+    """The engine over the fastest dense runtime, by net and batch, in float32 and in bytes, from
+    benchmarks/engine.py."""
+    found: dict[tuple[str, float], dict[tuple[bool, int], str]] = {}
     for row in json.loads((HERE / "results" / "engine.json").read_text()):
         if row["hardware"]["cpu"].startswith(MACHINE):
-            found.setdefault((row["net"], row["kept"]), []).append(f"{row['speedup']:.2f}x")
-    lines = ["| net | kept | 1 image | 32 (ResNet-50: 16) |", "|---|---|---|---|"]
+            place = row["batch"] > 1, row.get("bits", DEFAULTS["bits"])
+            found.setdefault((row["net"], row["kept"]), {})[place] = f"{row['speedup']:.2f}x"
+    lines = ["| net | kept | 1 image, 32/8 bits | 32 (ResNet-50: 16) |", "|---|---|---|---|"]
     for (net, kept), cells in sorted(found.items(), key=lambda item: (item[0][0] != "vgg19", item[0])):
-        lines.append(f"| {net} | {100 * kept:g} % | {' | '.join(cells)} |")
+        one, many = ("/".join(cells.get((batch, bits), "-") for bits in (32, 8)) for batch in (False, True))
+        lines.append(f"| {net} | {100 * kept:g} % | {one} | {many} |")
     return "\n".join(lines)
 
 

@@ -6,15 +6,18 @@ python benchmarks/speed.py >> docs/results.md
 import json
 from pathlib import Path
 
+from rows import DEFAULTS
+
 RESULTS = Path(__file__).parent / "results"
 SPEED = """
 ## Speed on a CPU
 
-The whole net in float32 on 2 threads, random weights of the given structure, outputs checked equal first, beside the
-*fastest* of PyTorch eager, torch.compile, ONNX Runtime and OpenVINO in the same run; medians of 20 (`make bench`,
-`benchmarks/results/engine.json`). Runs differ by some 5 %. The commit tells how old an engine is; the EPYC without a
-family is the one of family 26, earlier. That one is a virtual machine, which is moved between cores that share a
-third-level cache and cores that don't: what this does to one image is in the [log](log.md)."""
+The whole net on 2 threads, random weights of the given structure, outputs checked first, beside the *fastest* of
+PyTorch eager, torch.compile, ONNX Runtime and OpenVINO, and of ONNX Runtime in int8 and OpenVINO in int8 and bf16, as
+far as they ran beside it; medians of 20 (`make bench`, `benchmarks/results/engine.json`). Runs differ by some 5 %. The
+commit tells how old an engine is; the EPYC without a family is the one of family 26, earlier. That one is a virtual
+machine, which is moved between cores that share a third-level cache and cores that don't: what this does to one image
+is in the [log](log.md)."""
 TRAINING = """
 ## A training step
 
@@ -33,17 +36,18 @@ def by_machine(rows: list[dict]) -> dict[str, list[dict]]:
 def engine_table(rows: list[dict]) -> str:
     """Whole nets: the engine, the fastest dense runtime, and the peak memory of the engine and of the least peer."""
     lines = [
-        "| net | kept | batch | engine | fastest dense runtime | speed-up | peak memory, engine / peer | commit |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| net | kept | bits | batch | engine | fastest dense | speed-up | peak memory, engine / peer | commit |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for row in sorted(rows, key=lambda row: (row["net"], row["kept"], row["batch"])):
+    rows = [DEFAULTS | row for row in rows]
+    for row in sorted(rows, key=lambda row: (row["net"], row["kept"], -row["bits"], row["batch"])):
         peer, ms = min(row["peers"].items(), key=lambda item: item[1])
-        memory = dict(row["peak_mib"])
-        ours = memory.pop("engine")
+        memory = dict(row.get("peak_mib", {}))
+        ours = memory.pop("engine", 0)
+        peaks = f"{ours:.0f} / {min(memory.values()):.0f} MiB" if memory else ""
         lines.append(
-            f"| {row['net']} | {100 * row['kept']:g} % | {row['batch']} | {row['engine_ms']:.3g} ms "
-            f"| {ms:.3g} ms, {peer} | {row['speedup']:.2f}x | {ours:.0f} / {min(memory.values()):.0f} MiB "
-            f"| {row['commit'][:7]} |"
+            f"| {row['net']} | {100 * row['kept']:g} % | {row['bits']} | {row['batch']} | {row['engine_ms']:.3g} ms "
+            f"| {ms:.3g} ms, {peer} | {row['speedup']:.2f}x | {peaks} | {row['commit'][:7]} |"
         )
     return "\n".join(lines)
 

@@ -95,7 +95,8 @@ class Analyser {
     for (size_t i = 0; i < ops_.size(); i++) {
       OpPlan& plan = found_.ops[i];
       const bool map_first = ops_[i].kind == SPLORE_CONV && ops_[i].scale && !plan.second_of_maker;
-      if (is_conv(ops_[i])) plan.phases = Phases::serve(ops_[i].window, shapes_[size_t(ops_[i].inputs[0])], shapes_[i + 1], layout_);
+      if (is_conv(ops_[i]))
+        plan.phases = Phases::serve(ops_[i].window, shapes_[size_t(ops_[i].inputs[0])], shapes_[i + 1], layout_);
       if (!plan.by_maker) step += concat_steps(ops_[i]) + map_first + plan.phases;
       plan.step = step;
     }

@@ -123,8 +123,8 @@ std::string ConvStep::signature() const {
   const Window& w = op_.window;
   const double elements = double(op_.weight.n * tiling_.channels() * w.taps());
   const int64_t density = std::lround(40.0 * double(nonzeros_) / elements);
-  const int64_t shapes[] = {tiling_.channels(),  in_.shape.h,  in_.shape.w, map_.shape.c,
-                            map_.shape.h, map_.shape.w, in_.plane,   map_.plane};
+  const int64_t shapes[] = {tiling_.channels(), in_.shape.h,  in_.shape.w, map_.shape.c,
+                            map_.shape.h,       map_.shape.w, in_.plane,   map_.plane};
   const int64_t window[] = {w.kernel_h, w.kernel_w, w.stride_h, w.stride_w, w.dilation_h, w.dilation_w, w.top, w.left};
   const int64_t rest[] = {op_.groups,         op_.weight.rank,   density, residual_ != nullptr,
                           residual_ == &map_, second != nullptr, pooled_};

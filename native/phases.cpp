@@ -59,7 +59,8 @@ Phases::Tap Phases::tap(int64_t row, int64_t column) const {
 
 Border Phases::border() const {
   const auto beyond = [](int64_t shift) { return std::max<int64_t>(0, shift); };
-  return {beyond(-rows_.shift.front()), beyond(-columns_.shift.front()), beyond(rows_.shift.back()), beyond(columns_.shift.back())};
+  return {beyond(-rows_.shift.front()), beyond(-columns_.shift.front()), beyond(rows_.shift.back()),
+          beyond(columns_.shift.back())};
 }
 
 void Phases::copy(const Storage& in, const Storage& phases, int64_t c, const Run& run) const {

@@ -21,6 +21,14 @@ Y = torch.tensor(
     ]
 )
 
+Y_INT8 = np.array(
+    [
+        [-0.0596998929977417, 0.057492174208164215, 0.1851198673248291, 0.17364540696144104],
+        [-0.059447724372148514, 0.05638323724269867, 0.19178858399391174, 0.17346981167793274],
+    ],
+    np.float32,
+)
+
 
 def net():
     return nn.Sequential(
@@ -54,6 +62,14 @@ def test_a_program_file_loads_and_the_same_is_written_again(tmp_path):
     engine.save(tmp_path / "again.safetensors")
     # The order of the two texts of the metadata is left open by safetensors: compare them apart.
     assert contents(tmp_path / "again.safetensors") == contents(GOLDEN / "program.safetensors")
+
+
+@pytest.mark.filterwarnings("ignore:the native library can't be loaded")
+def test_a_program_in_eight_bits_gives_what_it_gave_to_the_bit_and_is_written_again(tmp_path):
+    engine = Engine.load(GOLDEN / "program_int8.safetensors", threads=1)
+    np.testing.assert_array_equal(engine(X.numpy()), Y_INT8)
+    engine.save(tmp_path / "again.safetensors")
+    assert contents(tmp_path / "again.safetensors") == contents(GOLDEN / "program_int8.safetensors")
 
 
 def contents(path):
