@@ -31,7 +31,7 @@ def run(captured: Captured, x: Tensor) -> Any:
         y = reference.run(segment, x.numpy().reshape(len(x), *segment.input))
         return [torch.from_numpy(y.reshape(len(y), *segment.caller_shapes[1]))]
 
-    return captured.flow.structure(captured.flow.run(captured.segments, x, call))
+    return captured.flow.structure(captured.flow.run(captured.segments, [x], call))
 
 
 @torch.no_grad()

@@ -39,7 +39,7 @@ def pyramid(m: nn.Module, x: Tensor) -> dict[str, object]:
     """Results at several depths, one of them in torch, one of them twice, and what is no tensor."""
     a = m.more(x)
     b = m.more(F.max_pool2d(a, 2))
-    return {"deep": [b, torch.softmax(b.mean((2, 3)), 1)], "shallow": (a, b), "none": None, "number": 3}
+    return {"deep": [b, torch.log_softmax(b.mean((2, 3)), 1)], "shallow": (a, b), "none": None, "number": 3}
 
 
 STRUCTURES = [

@@ -244,9 +244,12 @@ def test_several_results_as_the_model_gives_them(dense, tmp_path, monkeypatch):
         in_numpy = engine(x.numpy())
         assert isinstance(in_numpy["more"][1][0], np.ndarray) and type(in_numpy["more"]) is tuple
     assert engine.output == {"out": (4, 12, 12), "more": ((8,), [(8, 14, 14)])}
-    for call in (engine.as_module, lambda: engine.save(tmp_path / "net.splore")):
-        with pytest.raises(ValueError, match="several"):
-            call()
+    with pytest.raises(ValueError, match="several"):
+        engine.as_module()
+    engine.save(tmp_path / "net.splore")
+    loaded = Engine.load(tmp_path / "net.splore", threads=1)
+    assert loaded.output == engine.output
+    torch.testing.assert_close(loaded(x), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("threads", [0, -1])

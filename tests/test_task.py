@@ -14,7 +14,7 @@ from torch import nn
 
 import splore
 from splore.engine.engine import Engine
-from splore.engine.program_file import load_task
+from splore.engine.interface import load_task
 from splore.task import Preprocessing, Task
 from splore.vision import open_data
 

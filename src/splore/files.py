@@ -11,6 +11,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+MESSAGE = 300  # characters of an error
+
 _JSON_NAMES = {
     bool: "true or false",
     int: "a whole number",
@@ -78,6 +80,21 @@ def sha256(parts: Iterable[bytes | memoryview]) -> str:
     return digest.hexdigest()
 
 
+def sealed(name: str, value: object) -> str:
+    """A JSON text of a value under its name, with the SHA-256 of what it says."""
+    text = json.dumps(value)
+    return json.dumps({"sha256": sha256([text.encode()]), name: text})
+
+
+def unsealed(name: str, text: str) -> dict:
+    """The JSON object that a text of `sealed` holds. Raises ValueError where it was altered."""
+    found = json_object(text)
+    inner = typed(found.get(name), str)
+    if found.get("sha256") != sha256([inner.encode()]):
+        raise ValueError("its checksum does not match: the file was altered or damaged")
+    return json_object(inner)
+
+
 def json_object(text: str) -> dict:
     """The object that a JSON text holds. Raises ValueError where it is no JSON, or something else."""
     try:
@@ -91,6 +108,12 @@ def typed(value: object, kind: type[T]) -> T:
     if type(value) is not kind:
         raise ValueError(f"expected {_JSON_NAMES[kind]}, found {value!r:.80}")
     return value  # type: ignore[return-value]
+
+
+def short(error: Exception) -> str:
+    """Its message; what that repeats of a file may be of any length."""
+    text = str(error)
+    return text if len(text) <= MESSAGE else f"{text[:MESSAGE]}..."
 
 
 def numbers(value: object, least: int | None = None) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ program, and what stays in torch, is up to `splore.capture.partition`.
 
 import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -22,7 +22,7 @@ from splore.capture.partition import Piece, partition, tells_batch
 from splore.capture.torch_segment import TorchSegment
 from splore.design.attention import close_attentions
 from splore.design.layers import LowRankSparse
-from splore.engine.flow import Flow, only
+from splore.engine.flow import Flow, Packed, only
 from splore.engine.program import Conv, Program
 from splore.engine.tensor_ops import MatMul
 
@@ -31,14 +31,18 @@ FILLED = (torch.ops.aten.new_zeros.default, torch.ops.aten.new_ones.default, tor
 
 @dataclass(frozen=True)
 class Captured:
-    """The segments of a model and what passes between them, the shapes of one input and of the results, as the model
-    gives them, and the dense model that computes the same."""
+    """The segments of a model and what passes between them, the shapes of one image (of each input, where there are
+    several) and of the results, as the model gives them, and the dense model that computes the same.
+
+    Several inputs of a model that is one program come to it `packed`, one after another in a vector.
+    """
 
     segments: tuple[Program | TorchSegment, ...]
     flow: Flow
-    input: tuple[int, ...]
+    input: tuple[Any, ...]
     output: Any
     dense: nn.Module
+    packed: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,29 +59,36 @@ class OutputStructure:
         return pytree.tree_unflatten(leaves, self.spec)
 
 
-def capture(model: nn.Module, example_input: Tensor) -> Captured:
-    """Captures a model in eval mode, on the CPU and in float32, for inputs like the example (N, C, H, W) or (N, ...).
+def capture(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> Captured:
+    """Captures a model in eval mode, on the CPU and in float32, for inputs like the example (N, C, H, W) or (N, ...),
+    or like several examples, the arguments of its forward pass.
 
     The model may give one tensor, or a tuple, list or dict of tensors. The batch size stays open, and the model is left
     as it is. Raises ValueError where it is not such a model, where it draws random numbers, or where `torch.export`
     can't follow its forward pass.
     """
-    _expect_model(model, example_input)
+    examples = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
+    _expect_model(model, examples)
     dense, layers = densified(model)
-    exported = _export(dense, example_input)
-    source, results = _ends(exported)
+    exported = _export(dense, examples)
+    sources, results = _ends(exported)
     _expect_no_chance(exported)
-    graph = _constants(exported, source, layers)
+    graph = _constants(exported, sources[0], layers)
     for node in results:
         _expect_result(node, graph)
     nodes = _needed(exported, graph, results)
-    heavy, reasons = _lower(nodes, source, graph)
-    pieces = partition(nodes, source, results, graph, heavy, reasons)
-    segments = tuple(TorchSegment.of(piece, graph) if piece.reasons else _segment(piece, graph) for piece in pieces)
+    heavy, reasons = _lower(nodes, sources, graph)
     structure = _structure(exported)
-    shapes = [tuple(node.meta["val"].shape[1:]) for node in results]
-    flow = _flow(pieces, source, results, structure)
-    return Captured(segments, flow, tuple(source.meta["val"].shape[1:]), structure(shapes), dense)
+    inputs, shapes = ([_dims(node) for node in each] for each in (sources, results))
+    input = tuple(inputs) if len(sources) > 1 else inputs[0]
+    several = len(sources) > 1 or len(results) > 1
+    program = _packed_program(nodes, sources, results, graph) if several and nodes and not reasons else None
+    if program is not None:
+        packed = Packed(tuple(shapes), structure)
+        return Captured((program,), Flow.chain(1, packed), input, structure(shapes), dense, len(sources) > 1)
+    pieces = partition(nodes, sources[0], results, graph, heavy, reasons)
+    segments = tuple(TorchSegment.of(piece, graph) if piece.reasons else _segment(piece, graph) for piece in pieces)
+    return Captured(segments, _flow(pieces, sources, results, structure), input, structure(shapes), dense)
 
 
 def densified(model: nn.Module) -> tuple[nn.Module, dict[str, LowRankSparse]]:
@@ -95,7 +106,12 @@ def densified(model: nn.Module) -> tuple[nn.Module, dict[str, LowRankSparse]]:
     return dense, layers
 
 
-def _expect_model(model: nn.Module, example: Tensor) -> None:
+def _dims(node: fx.Node) -> tuple[int, ...]:
+    """The shape of a tensor of one image."""
+    return tuple(node.meta["val"].shape[1:])
+
+
+def _expect_model(model: nn.Module, examples: Sequence[Tensor]) -> None:
     if model.training:
         raise ValueError("expected a model in eval mode: call model.eval() first")
     for path, tensor in chain(model.named_parameters(), model.named_buffers()):
@@ -105,32 +121,35 @@ def _expect_model(model: nn.Module, example: Tensor) -> None:
             raise ValueError(f"expected a float32 model, found {path} of {tensor.dtype}: call model.float() first")
         if tensor.is_floating_point() and tensor.isnan().any():
             raise ValueError(f"expected numbers, found NaN in {path}: go back to the last good checkpoint")
-    if example.dtype != torch.float32 or example.device.type != "cpu" or not 2 <= example.dim() <= 5:
-        found = f"{tuple(example.shape)} of {example.dtype} on {example.device}"
-        raise ValueError(f"expected a float32 example input (N, C, H, W) or (N, ...) on the CPU, found {found}")
+    for example in examples:
+        if example.dtype != torch.float32 or example.device.type != "cpu" or not 2 <= example.dim() <= 5:
+            found = f"{tuple(example.shape)} of {example.dtype} on {example.device}"
+            raise ValueError(f"expected a float32 example input (N, C, H, W) or (N, ...) on the CPU, found {found}")
+    if len({len(example) for example in examples}) != 1:
+        found = ", ".join(str(tuple(example.shape)) for example in examples)
+        raise ValueError(f"expected example inputs of one batch size, at least one, found {found or 'none'}")
 
 
-def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
-    two = example.new_zeros(2, *example.shape[1:])  # a batch of one would be taken for a constant
-    batch = torch.export.Dim("batch", min=1)
+def _export(model: nn.Module, examples: Sequence[Tensor]) -> torch.export.ExportedProgram:
+    twos = tuple(each.new_zeros(2, *each.shape[1:]) for each in examples)  # one would be taken for a constant
+    shapes = ({0: torch.export.Dim("batch", min=1)},) * len(twos)
     try:
         with torch.no_grad():
-            return torch.export.export(model, (two,), dynamic_shapes=({0: batch},), strict=False).run_decompositions({})
+            return torch.export.export(model, twos, dynamic_shapes=shapes, strict=False).run_decompositions({})
     except Exception as error:
         raise ValueError(f"torch.export can't follow this model with an open batch size: {error}") from error
 
 
-def _ends(exported: torch.export.ExportedProgram) -> tuple[fx.Node, list[fx.Node]]:
-    """The nodes of the input and of the results."""
+def _ends(exported: torch.export.ExportedProgram) -> tuple[list[fx.Node], list[fx.Node]]:
+    """The nodes of the inputs and of the results."""
     signature = exported.graph_signature
     results = [node for node in exported.graph.output_node().args[0] if isinstance(node, fx.Node)]
-    if len(signature.user_inputs) != 1 or not results:
-        raise ValueError(
-            f"expected one tensor in and at least one out, found {len(signature.user_inputs)} and {len(results)}"
-        )
+    if not signature.user_inputs or not results:
+        raise ValueError(f"expected tensors in and out, found {len(signature.user_inputs)} and {len(results)}")
     if signature.buffers_to_mutate:
         raise ValueError(f"the model changes its buffers: {', '.join(signature.buffers_to_mutate.values())}")
-    return next(node for node in exported.graph.nodes if node.name == signature.user_inputs[0]), results
+    named = {node.name: node for node in exported.graph.nodes}
+    return [named[str(name)] for name in signature.user_inputs], results
 
 
 def _expect_result(node: fx.Node, model: Exported) -> None:
@@ -147,8 +166,10 @@ def _structure(exported: torch.export.ExportedProgram) -> Callable[[list], Any]:
     return OutputStructure(spec, constants, tensors)
 
 
-def _flow(pieces: list[Piece], source: fx.Node, results: list[fx.Node], structure: Callable[[list], Any]) -> Flow:
-    number = {source: 0}
+def _flow(
+    pieces: list[Piece], sources: list[fx.Node], results: list[fx.Node], structure: Callable[[list], Any]
+) -> Flow:
+    number = {source: index for index, source in enumerate(sources)}
     for piece in pieces:
         for output in piece.outputs:
             number.setdefault(output, len(number))
@@ -156,6 +177,7 @@ def _flow(pieces: list[Piece], source: fx.Node, results: list[fx.Node], structur
         tuple(tuple(number[value] for value in piece.inputs) for piece in pieces),
         tuple(number[result] for result in results),
         structure,
+        len(sources),
     )
 
 
@@ -209,13 +231,15 @@ def _needed(exported: torch.export.ExportedProgram, model: Exported, results: li
     return tuple(reversed(nodes))
 
 
-def _lower(nodes: tuple[fx.Node, ...], source: fx.Node, model: Exported) -> tuple[set[fx.Node], dict[fx.Node, str]]:
+def _lower(
+    nodes: tuple[fx.Node, ...], sources: list[fx.Node], model: Exported
+) -> tuple[set[fx.Node], dict[fx.Node, str]]:
     """The nodes that are worth a program of their own, and the reasons for those that can't be in one."""
     build, heavy, reasons = Builder(model), set(), {}
-    for node in (source, *nodes):
+    for node in (*sources, *nodes):
         before = len(build.shapes)
         try:
-            if node is source:
+            if node in sources:
                 build.read(node)
                 continue
             lower(node, build)
@@ -242,5 +266,25 @@ def _program(piece: Piece, model: Exported) -> Program:
     for node in piece.nodes:
         lower(node, build)
     value = build.finish(result)
-    dims = [tuple(node.meta["val"].shape[1:]) for node in (source, result)]
-    return fuse.program(build.draft, value, build.shapes[0], *dims)
+    return fuse.program(build.draft, value, build.shapes[0], _dims(source), _dims(result))
+
+
+def _packed_program(
+    nodes: tuple[fx.Node, ...], sources: list[fx.Node], results: list[fx.Node], model: Exported
+) -> Program | None:
+    """The whole model as one program, its inputs and its results one after another in a vector each; None where the
+    engine can't express it."""
+    build = Builder(model)
+    try:
+        if len(sources) > 1:
+            build.read_packed(sources)
+        else:
+            build.read(sources[0])
+        for node in nodes:
+            lower(node, build)
+        value = build.finish(results[0]) if len(results) == 1 else build.packed(results)
+        given = _dims(sources[0]) if len(sources) == 1 else build.shapes[0][:1]
+        gets = _dims(results[0]) if len(results) == 1 else build.shapes[value][:1]
+        return fuse.program(build.draft, value, build.shapes[0], given, gets)
+    except (Unsupported, ValueError):
+        return None

@@ -95,8 +95,9 @@ def _balance(net: "nn.Module", shape: tuple[int, ...]) -> "list[Balance]":
 def inspect_program(file: str, as_json: bool = False) -> int:
     """Prints the operations of a program file, without torch."""
     from splore.engine import plan_table, program_file
+    from splore.engine.interface import load_task
 
-    program, task = program_file.load(file), program_file.load_task(file)
+    program, task = program_file.load(file), load_task(file)
     size = Path(file).stat().st_size
     if as_json:
         sums = {"bytes": size, "macs": program.multiply_adds}

@@ -8,16 +8,22 @@
 This module imports no torch; only `splore.compile` and `Engine.as_module` do.
 """
 
+import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from splore.engine import memory, openmp, plan_table, program_file
-from splore.engine.flow import Flow, only
+from splore.engine import memory, plan_table, program_file
+from splore.engine.any_size import AnySize, resized
+from splore.engine.flow import Flow, Packed, only
+from splore.engine.in_torch import SegmentInTorch, run_torch
+from splore.engine.interface import Interface, load_interface, load_task
 from splore.engine.program import Floats, Program
 from splore.engine.program_segment import ProgramSegment, median_ms
 from splore.machine import usable_cores
@@ -28,33 +34,25 @@ if TYPE_CHECKING:
 
 
 Images = TypeVar("Images", bound=Any)  # a NumPy array or a torch tensor
-
-
-class SegmentInTorch(Protocol):
-    """A part of a captured model that stays in torch; `reasons` says why it is no program, by operator."""
-
-    @property
-    def reasons(self) -> Mapping[str, str]: ...
-
-    def digest(self, update: "Callable[[bytes], object]") -> None:
-        """Tells all that decides what it gives."""
-        ...
-
-    def __call__(self, *values: "Tensor") -> "Sequence[Tensor]":
-        """What this part gives for the values that it reads."""
-        ...
+SIZES = 4  # other heights and widths whose plans an engine keeps
 
 
 class Engine:
     """Segments that run one after another: programs in native code, and parts of the model in torch.
 
     `input` and `output` are the shapes of one image: (C, H, W), or (C,). Where a model gives a tuple or a dict of
-    tensors its engine gives the same, and `output` is a tuple or a dict of shapes. Any number of threads may call an
-    engine at once; callers that come together share the threads. Parts in torch run with as many threads as torch is
-    set to, or with one where `compile` finds that faster.
+    tensors its engine gives the same, and `output` is a tuple or a dict of shapes; the engine of a model of several
+    inputs takes as many, and `input` is a tuple of their shapes. Any number of threads may call an engine at once;
+    callers that come together share the threads. Parts in torch run with as many threads as torch is set to, or with
+    one where `compile` finds that faster.
 
-    An engine can be pickled and copied, plans included; `torch.load(..., weights_only=False)` reads what `torch.save`
-    wrote. `save` and `load` need no torch and trust nothing.
+    Images of another height and width are planned when the first of them comes, which takes as long as compiling, and
+    the last few sizes are kept: by the rules `any_size` of a program, or by `recompile`, which makes the engine of a
+    batch. ValueError where the network takes no such images.
+
+    An engine can be pickled and copied, plans included, for images of its own size and those that `any_size` has;
+    `torch.load(..., weights_only=False)` reads what `torch.save` wrote. `save` and `load` need no torch and trust
+    nothing.
 
     `deterministic` gives an image the same result to the bit, whatever the batch, the timing and the engine, on
     machines of one instruction set. It takes one kind of slice for every image, and is slower for it.
@@ -65,12 +63,15 @@ class Engine:
     def __init__(
         self,
         segments: "tuple[Program | ProgramSegment | SegmentInTorch, ...]",
-        input: tuple[int, ...],
+        input: tuple[Any, ...],
         output: Any,  # noqa: ANN401
         threads: int | None = None,
         flow: Flow | None = None,
         deterministic: bool = False,
         task: Task | None = None,
+        any_size: AnySize | None = None,
+        recompile: "Callable[[Floats], Engine] | None" = None,
+        packed: bool = False,
     ) -> None:
         if threads is not None and threads < 1:
             raise ValueError(f"expected at least one thread, found {threads}")
@@ -84,6 +85,11 @@ class Engine:
         ]
         self._one_thread = False  # in torch, where that is faster beside the threads of the programs
         self._flow = flow or Flow.chain(len(segments))
+        self._packed = packed  # several inputs, which the program takes one after another
+        self._deterministic, self._any_size, self._recompile = deterministic, any_size, recompile
+        self._image_bytes = memory.IMAGE_BYTES
+        self._others: OrderedDict[tuple[int, ...], Engine] = OrderedDict()  # of other sizes, the latest last
+        self._planning = threading.Lock()
         self._dense: tuple[nn.Module, str] | None = None  # the torch model where it wins, and what the timing said
 
     @classmethod
@@ -104,25 +110,55 @@ class Engine:
         Raises ValueError where the file is not valid, or an image would take more than `image_bytes` of memory to run.
         """
         program, plans = program_file.load_with_plans(path, image_bytes)
+        found = load_interface(path, program)
         input, output = program.caller_shapes
+        if found.results is not None:
+            output = found.results.structure(list(found.results.shapes))
         segment = ProgramSegment(program, threads or usable_cores(), deterministic, plans, replan)
-        return cls((segment,), input, output, threads, deterministic=deterministic, task=program_file.load_task(path))
+        engine = cls(
+            (segment,), found.inputs or input, output, threads, Flow.chain(1, found.results or only), deterministic,
+            load_task(path), found.any_size, packed=bool(found.inputs),
+        )  # fmt: skip
+        engine._image_bytes = image_bytes
+        return engine
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the engine and its plans to a file that runs without torch.
 
-        Raises ValueError where a part of it needs torch.
+        Raises ValueError where a part of it needs torch, or it gives something else than tuples, lists and dicts.
         """
-        if self._flow.structure is not only:
-            raise ValueError("a file holds an engine of one result, found a model that gives several, or a dict")
         if len(self._segments) != 1 or not isinstance(self._segments[0], ProgramSegment):
             in_torch = "\n".join(plan_table.of_torch(s.reasons) for s in self._segments if hasattr(s, "reasons"))
             raise ValueError(f"a part of this model needs torch, so it can't be saved to run without:\n{in_torch}")
         segment = self._segments[0]
-        program_file.save(segment.program, path, self.task, segment.save_plans())
+        structure = self._flow.structure
+        results = structure if isinstance(structure, Packed) else None
+        if results is None and structure is not only:  # one tensor, in a dict perhaps
+            results = Packed((segment.program.caller_shapes[1],), structure)
+        interface = Interface(self.input if self._packed else (), results, self._any_size)
+        program_file.save(
+            segment.program, path, self.task, segment.save_plans(), None if interface == Interface() else interface
+        )
 
-    def __call__(self, x: Images) -> Images:
+    def __call__(self, *inputs: Images) -> Images:
         """The result (N, ...) for a batch (N, ...) of float32, without gradients. ValueError for any other input."""
+        shapes: tuple[Any, ...] = self.input if self._flow.inputs > 1 or self._packed else (self.input,)
+        if len(inputs) != len(shapes):
+            raise ValueError(f"expected {len(shapes)} inputs, found {len(inputs)}")
+        values = [self._values(x, shape) for x, shape in zip(inputs, shapes, strict=True)]
+        if len({len(x) for x in values}) != 1:
+            raise ValueError(f"expected inputs of one batch, found {[len(x) for x in values]}")
+        engine = self if values[0].shape[1:] == shapes[0] else self._of_size(values[0])
+        results = engine._run(values)
+        torch: Any = sys.modules.get("torch")
+        is_tensor = torch is not None and isinstance(inputs[0], torch.Tensor)
+        structure = engine._flow.structure
+        if engine._dense is not None and isinstance(structure, Packed):  # torch gives them one by one
+            structure = structure.structure
+        return structure([torch.from_numpy(y) for y in results] if is_tensor else results)
+
+    def _values(self, x: Images, shape: tuple[int, ...]) -> Floats:
+        """A batch as NumPy has it, of this shape, or of another height and width where there is a way to run these."""
         torch: Any = sys.modules.get("torch")
         is_tensor = torch is not None and isinstance(x, torch.Tensor)
         is_array = isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray)
@@ -131,19 +167,56 @@ class Engine:
                 f"expected a NumPy array or a torch tensor, found {type(x).__name__}{' that is nested' * is_tensor}"
             )
         is_float = x.dtype == (torch.float32 if is_tensor else np.float32)
-        if not is_float or x.ndim != len(self.input) + 1 or tuple(x.shape[1:]) != self.input:
-            expected = ", ".join(map(str, ("N", *self.input)))
+        others = self._any_size is not None or self._recompile is not None
+        fixed = shape[:1] if others and len(shape) > 1 else shape
+        if not is_float or x.ndim != len(shape) + 1 or tuple(x.shape[1 : len(fixed) + 1]) != fixed:
+            expected = ", ".join(map(str, ("N", *shape)))
             raise ValueError(f"expected float32 of shape ({expected}), found {x.dtype} of shape {tuple(x.shape)}")
         if is_tensor and (x.device.type != "cpu" or x.layout != torch.strided):
             raise ValueError(f"expected a dense tensor on the CPU, found one of {x.layout} on {x.device}")
         try:
-            values = x.detach().resolve_neg().numpy() if is_tensor else np.asarray(x)
+            return x.detach().resolve_neg().numpy() if is_tensor else np.asarray(x)
         except RuntimeError as error:  # of a fake tensor, or within a transform as vmap
             raise ValueError(
                 f"expected a tensor with numbers in memory, found {type(x).__name__}: use `as_module()` in a graph"
             ) from error
-        results = self._run(values)
-        return self._flow.structure([torch.from_numpy(y) for y in results] if is_tensor else results)
+
+    def _of_size(self, x: Floats) -> "Engine":
+        """The engine for images of another size than this one's, like those of a batch."""
+        size = x.shape[1:]
+        with self._planning:
+            found = self._others.pop(size, None)
+            if found is None and self._any_size is not None:
+                (segment,) = self._segments
+                assert isinstance(segment, ProgramSegment)
+                found = self._resized(segment.program, self._any_size, x)
+            elif found is None:
+                assert self._recompile is not None
+                found = self._recompile(x)
+            self._others[size] = found
+            while len(self._others) > SIZES:
+                self._others.popitem(last=False)
+        return found
+
+    def _resized(self, program: Program, any_size: AnySize, x: Floats) -> "Engine":
+        c, height, width = x.shape[1:]
+        program = resized(program, any_size, (c, height, width))
+        memory.check(program, self._image_bytes)
+        structure, (input, output) = self._flow.structure, program.caller_shapes
+        if isinstance(structure, Packed):
+            structure = replace(structure, shapes=(output,))
+        engine = Engine(
+            (program,), input, output, self.threads, Flow.chain(1, structure), self._deterministic, self.task
+        )
+        if len(x):
+            engine.plan(len(x))
+        return engine
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_recompile": None, "_others": OrderedDict(), "_planning": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state | {"_planning": threading.Lock()}
 
     def plan(self, batch: int) -> None:
         """Chooses the kernels for a batch size by timing them: moments for a small network, seconds for a large one.
@@ -178,46 +251,29 @@ class Engine:
             raise ValueError("an operator gives one tensor, found a model that gives several, or a dict")
         return EngineModule(self)
 
-    def prefer_faster(self, dense: "nn.Module", example_input: "Tensor") -> None:
+    def prefer_faster(self, dense: "nn.Module", example_inputs: "Sequence[Tensor]") -> None:
         """Times the engine against a torch model that computes the same, and from now on runs the faster one."""
-        x = example_input.detach().numpy()
-        if not len(x) or not any(isinstance(segment, ProgramSegment) for segment in self._segments):
+        x = [each.detach().numpy() for each in example_inputs]
+        if not len(x[0]) or not any(isinstance(segment, ProgramSegment) for segment in self._segments):
             return
         self._one_thread = False
         if not all(isinstance(segment, ProgramSegment) for segment in self._segments):
             many, one = median_ms(lambda: self._run(x), lambda: self._run(x, one_thread=True))
             self._one_thread = one < many
-        ours, theirs = median_ms(lambda: self._run(x), lambda: run_torch(dense, [x]))
+        ours, theirs = median_ms(lambda: self._run(x), lambda: run_torch(dense, x))
         if theirs < 0.95 * ours:
-            verdict = f"Runs the dense network in torch, {theirs:.3g} ms for a batch of {len(x)}"
+            verdict = f"Runs the dense network in torch, {theirs:.3g} ms for a batch of {len(x[0])}"
             self._dense = dense, f"{verdict}: the plan below takes {ours:.3g} ms."
 
-    def _run(self, x: Floats, one_thread: bool = False) -> list:
+    def _run(self, inputs: Sequence[Floats], one_thread: bool = False) -> list:
         """The results, in order."""
         if self._dense is not None:
-            return run_torch(self._dense[0], [x])
+            return run_torch(self._dense[0], inputs)
+        if self._packed:
+            inputs = [np.concatenate([x.reshape(len(x), math.prod(x.shape[1:])) for x in inputs], axis=1)]
         alone = one_thread or self._one_thread
 
         def call(segment: "ProgramSegment | SegmentInTorch", values: list) -> Sequence:
             return [segment(*values)] if isinstance(segment, ProgramSegment) else run_torch(segment, values, alone)
 
-        return self._flow.run(self._segments, x, call)
-
-
-def run_torch(module: "nn.Module | SegmentInTorch", values: Sequence, alone: bool = False) -> list:
-    """The tensors that a torch module gives for values as NumPy arrays, with the threads that torch is set to, or on
-    the calling thread `alone`."""
-    import torch
-    from torch.utils._pytree import tree_leaves
-
-    def to_torch(value: Any) -> Any:  # noqa: ANN401
-        return torch.from_numpy(np.require(value, requirements=["C", "W"])) if isinstance(value, np.ndarray) else value
-
-    def to_numpy(value: Any) -> Any:  # noqa: ANN401
-        return value.numpy() if isinstance(value, torch.Tensor) else value
-
-    with torch.no_grad(), openmp.one_thread() if alone or openmp.forked else nullcontext():
-        found = module(*map(to_torch, values))
-    if isinstance(module, torch.nn.Module):
-        return [leaf.numpy() for leaf in tree_leaves(found) if isinstance(leaf, torch.Tensor)]
-    return [to_numpy(value) for value in found]  # several that only torch reads, as of a split, stay as they are
+        return self._flow.run(self._segments, inputs, call)

@@ -8,9 +8,9 @@ The metadata of the file holds:
   with `op` and the attributes of that operation;
 - `splore.checksum`: SHA-256 of that JSON and of every tensor, in the order of their names.
 
-It may hold two more: `splore.task`, JSON with `classes`, `preprocessing` and the SHA-256 of both, see `splore.task`;
-and `splore.plans`, the kernels that were chosen on the machine that wrote the file, which decide how fast the program
-runs, never what it computes.
+It may hold three more: `splore.task`, JSON with `classes`, `preprocessing` and the SHA-256 of both, see `splore.task`;
+`splore.interface`, likewise, see `splore.engine.interface`; and `splore.plans`, the kernels that were chosen on the
+machine that wrote the file, which decide how fast the program runs, never what it computes.
 
 `load` trusts nothing: a file that is cut, altered or built to harm raises ValueError before anything runs. What it
 allocates is bounded by the size of the file, and what the program takes to run by a limit that the caller sets.
@@ -31,6 +31,7 @@ from safetensors.numpy import save as to_bytes
 
 from splore.engine import gaps, memory, tensor_ops
 from splore.engine.integer import Convert, IntWeight, Quant, Table
+from splore.engine.interface import Interface
 from splore.engine.program import (
     Act,
     Activate,
@@ -45,15 +46,14 @@ from splore.engine.program import (
     Pool,
     Program,
     arrays,
-)
+)  # fmt: skip
 from splore.engine.tensor_ops import Factor, Fn
 from splore.engine.weight import Scale, Weight
-from splore.files import json_object, numbers, sha256, typed, write_whole
+from splore.files import json_object, numbers, sealed, sha256, short, typed, write_whole
 from splore.task import Task
 
 VERSION = 1
-MESSAGE = 300  # characters of an error: what it repeats of the file may be of any length
-PROGRAM, CHECKSUM, TASK, PLANS = "splore.program", "splore.checksum", "splore.task", "splore.plans"
+PROGRAM, CHECKSUM, PLANS = "splore.program", "splore.checksum", "splore.plans"
 
 KINDS: dict[str, type] = {
     "conv": Conv, "pool": Pool, "add": Add, "mul": Mul, "activate": Activate, "affine": Affine, "concat": Concat,
@@ -75,17 +75,21 @@ DIMS = ("input_dims", "output_dims")  # where they are no others
 TYPES = ("F32", "U32", "I8", "U8")
 
 
-def save(program: Program, path: str | os.PathLike[str], task: Task | None = None, plans: str = "") -> None:
-    """Writes the program, what it is for, and plans as `NativeProgram.save_plans` gives them; whoever reads the path
-    meanwhile sees the old file or the new one, never a part."""
+def save(
+    program: Program,
+    path: str | os.PathLike[str],
+    task: Task | None = None,
+    plans: str = "",
+    interface: Interface | None = None,
+) -> None:
+    """Writes the program, what it is for, plans as `NativeProgram.save_plans` gives them, and what its caller gives and
+    gets; whoever reads the path meanwhile sees the old file or the new one, never a part."""
     structure = json.dumps(describe(program), separators=(",", ":"))
     tensors = {f"{i}.{name}": array for i, op in enumerate(program.ops) for name, array in stored_arrays(op)}
     texts = {PROGRAM: structure, CHECKSUM: checksum(structure, tensors)} | ({PLANS: plans} if plans else {})
-    if task is not None:
-        text = json.dumps(task.to_json())
-        texts[TASK] = json.dumps({"sha256": sha256([text.encode()]), "task": text})
-    data = to_bytes(tensors, texts)
-    write_whole(path, "the program file", data)
+    more = {"task": task, "interface": interface}
+    texts |= {f"splore.{name}": sealed(name, extra.to_json()) for name, extra in more.items() if extra is not None}
+    write_whole(path, "the program file", to_bytes(tensors, texts))
 
 
 def stored_arrays(op: Op) -> Iterator[tuple[str, NDArray]]:
@@ -115,25 +119,9 @@ def load_with_plans(path: str | os.PathLike[str], image_bytes: int = memory.IMAG
         memory.check(program, image_bytes)
         return program, metadata.get(PLANS, "")
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {_short(error)}") from None
+        raise ValueError(f"{path} is not a whole safetensors file: {short(error)}") from None
     except ValueError as error:  # without its cause, which may repeat megabytes of the file
-        raise ValueError(f"{path} is not a valid program: {_short(error)}") from None
-
-
-def load_task(path: str | os.PathLike[str]) -> Task | None:
-    """What the network of a program file is for; None where the file doesn't say. Raises ValueError as `load` does."""
-    try:
-        with safe_open(os.fspath(path), framework="numpy") as file:
-            text = (file.metadata() or {}).get(TASK)
-        if text is None:
-            return None
-        found = json_object(text)
-        task = typed(found.get("task"), str)
-        if found.get("sha256") != sha256([task.encode()]):
-            raise ValueError("its checksum does not match: the file was altered or damaged")
-        return Task.from_json(json_object(task))
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path} has no valid description of its task: {_short(error)}") from None
+        raise ValueError(f"{path} is not a valid program: {short(error)}") from None
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, NDArray]]:
@@ -147,11 +135,6 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, NDArr
                 )
             tensors[name] = file.get_tensor(name)
         return file.metadata() or {}, tensors
-
-
-def _short(error: Exception) -> str:
-    text = str(error)
-    return text if len(text) <= MESSAGE else f"{text[:MESSAGE]}..."
 
 
 def describe(program: Program) -> dict[str, Any]:

@@ -113,7 +113,7 @@ def measure(net: Captured, batches: Iterable[Tensor], rule: RangeRule) -> Ranges
         return run_torch(segment, values)
 
     for batch in batches:
-        net.flow.run(net.segments, batch.numpy(), call)
+        net.flow.run(net.segments, [batch.numpy()], call)
     found = {name: range_of(np.concatenate(each), rule, name.endswith(".t")) for name, each in samples.items()}
     return {name: (float(f"{low:.7g}"), float(f"{high:.7g}")) for name, (low, high) in found.items()}
 

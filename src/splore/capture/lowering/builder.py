@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from splore.capture.fuse import Draft, Pad, Select
 from splore.capture.lowering.exported import Exported, Unsupported, module_name
 from splore.capture.views import Factors, Sizes, View, as_they_are, merged, placed, regrouped, tiles
-from splore.engine.program import Act, Activate, Conv, Flatten, Op, Shape
+from splore.engine.program import Act, Activate, Concat, Conv, Flatten, Op, Shape
 from splore.engine.tensor_ops import Constant, Factor, Reorder
 from splore.engine.values import window_shape
 from splore.engine.weight import Floats
@@ -41,6 +41,22 @@ class Builder:
         c, height, width = (prod(sizes[dim] for dim in dims) for dims in axes)
         self.shapes.append((c, height, width))
         self.views[node] = placed(sizes, batch, len(self.shapes) - 1, *axes)
+
+    def read_packed(self, nodes: Sequence[fx.Node]) -> None:
+        """Several tensors of an image that come one after another in a vector."""
+        start, first = 0, len(self.shapes)
+        for node in nodes:
+            sizes, batch = self.model.sizes(node)
+            if batch:
+                raise Unsupported("its first dimension is not the batch")
+            view = placed(sizes, batch, first, range(len(sizes)), (), ())
+            self.views[node] = replace(view, offset=(start, 0, 0))
+            start += prod(sizes)
+        self.shapes.append((start, 1, 1))
+
+    def packed(self, nodes: Sequence[fx.Node]) -> int:
+        """The value that has several tensors of an image one after another."""
+        return self.add(Concat("", ()), *(self.flat(self.view(node)).value for node in nodes))
 
     def add(self, op: Op | Pad | Select, *inputs: int) -> int:
         """Adds an operation on values; the number of what it gives."""

@@ -1,0 +1,46 @@
+"""Parts of a model that stay in torch, between NumPy arrays."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from splore.engine import openmp
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class SegmentInTorch(Protocol):
+    """A part of a captured model that stays in torch; `reasons` says why it is no program, by operator."""
+
+    @property
+    def reasons(self) -> Mapping[str, str]: ...
+
+    def digest(self, update: "Callable[[bytes], object]") -> None:
+        """Tells all that decides what it gives."""
+        ...
+
+    def __call__(self, *values: "Tensor") -> "Sequence[Tensor]":
+        """What this part gives for the values that it reads."""
+        ...
+
+
+def run_torch(module: "nn.Module | SegmentInTorch", values: Sequence, alone: bool = False) -> list:
+    """The tensors that a torch module gives for values as NumPy arrays, with the threads that torch is set to, or on
+    the calling thread `alone`."""
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    def to_torch(value: Any) -> Any:  # noqa: ANN401
+        return torch.from_numpy(np.require(value, requirements=["C", "W"])) if isinstance(value, np.ndarray) else value
+
+    def to_numpy(value: Any) -> Any:  # noqa: ANN401
+        return value.numpy() if isinstance(value, torch.Tensor) else value
+
+    with torch.no_grad(), openmp.one_thread() if alone or openmp.forked else nullcontext():
+        found = module(*map(to_torch, values))
+    if isinstance(module, torch.nn.Module):
+        return [leaf.numpy() for leaf in tree_leaves(found) if isinstance(leaf, torch.Tensor)]
+    return [to_numpy(value) for value in found]  # several that only torch reads, as of a split, stay as they are
