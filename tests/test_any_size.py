@@ -94,10 +94,10 @@ def test_an_engine_captures_the_model_anew_for_another_size_and_keeps_the_last_f
     model = lively(Segmenter())
     engine = compile(model, torch.randn(1, 3, 16, 16), 1)
     expect_equal(engine, model, (16, 16), (32, 16), (24, 24), (32, 16), (40, 16))
-    assert list(engine._others) == [(3, 32, 16), (3, 40, 16)]
-    first = engine._others[3, 32, 16]
+    assert list(engine._others) == [((3, 32, 16),), ((3, 40, 16),)]
+    first = engine._others[(3, 32, 16),]
     engine(torch.randn(1, 3, 32, 16))
-    assert engine._others[3, 32, 16] is first
+    assert engine._others[(3, 32, 16),] is first
     model.first.weight.data.zero_()  # the engine is a snapshot, for other sizes too
     assert engine(torch.ones(1, 3, 48, 16))["out"].abs().max() > 0
 

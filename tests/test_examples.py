@@ -44,6 +44,12 @@ def test_an_engine_is_served_from_threads_without_torch(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_detector_runs_its_nets_in_the_engine(tmp_path):
+    out = run(ROOT / "examples/detection.py", folder=tmp_path)
+    assert out.count("differs from torch") == 6 and out.count(" boxes") == 2
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory and time are read from /proc")
 def test_a_server_is_restarted_under_load_and_nobody_sees_it(tmp_path):
     out = run(ROOT / "benchmarks/soak.py", "--seconds", 6, "--restarts", 2, folder=tmp_path)

@@ -60,6 +60,9 @@ def test_several_inputs_and_results_as_the_model_has_them(in_torch, tmp_path):
     assert engine.input == ((3, 9, 7), (5,)) and engine.output["more"] == ((8,), [(5,), None, 7])
     for images in (1, 3, 0):
         expect_equal(engine, model, images)
+    x, v = torch.randn(2, 3, 12, 5), torch.randn(2, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(engine(x, v), model(x, v), rtol=1e-4, atol=1e-4)
     if in_torch:
         with pytest.raises(ValueError, match="needs torch.*\n.*\n.*cumsum"):
             engine.save(tmp_path / "net.splore")
@@ -77,7 +80,7 @@ def test_inputs_that_are_not_those_of_the_model_are_refused():
     x, v = examples(2)
     for inputs, message in (
         ((x,), "expected 2 inputs, found 1"), ((x, v[:1]), "of one batch"), ((v, x), "float32 of shape"),
-        ((x[..., :5], v), "float32 of shape"),
+        ((x[..., :2], v), "takes no images of 9 x 2"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             engine(*inputs)

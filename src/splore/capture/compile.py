@@ -49,7 +49,7 @@ def compile(
     """
     model = network_within(model)
     examples = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
-    recompile = None if any_size or len(examples) > 1 else Recompile(copy.deepcopy(model), threads, deterministic)
+    recompile = None if any_size else Recompile(copy.deepcopy(model), threads, deterministic)
     return _compiled(model, examples, threads, batches, deterministic, any_size, recompile)
 
 
@@ -61,11 +61,11 @@ class Recompile:
     threads: int | None
     deterministic: bool
 
-    def __call__(self, x: Floats) -> Engine:
+    def __call__(self, inputs: Sequence[Floats]) -> Engine:
         try:
-            return _compiled(self.model, [torch.from_numpy(x)], self.threads, (), self.deterministic)
+            return _compiled(self.model, [torch.from_numpy(x) for x in inputs], self.threads, (), self.deterministic)
         except ValueError as error:
-            size = " x ".join(map(str, x.shape[2:]))
+            size = ", ".join(" x ".join(map(str, x.shape[2:])) for x in inputs)
             raise ValueError(f"the model takes no images of {size}: {error}") from error
 
 

@@ -70,7 +70,7 @@ class Engine:
         deterministic: bool = False,
         task: Task | None = None,
         any_size: AnySize | None = None,
-        recompile: "Callable[[Floats], Engine] | None" = None,
+        recompile: "Callable[[Sequence[Floats]], Engine] | None" = None,
         packed: bool = False,
     ) -> None:
         if threads is not None and threads < 1:
@@ -88,7 +88,7 @@ class Engine:
         self._packed = packed  # several inputs, which the program takes one after another
         self._deterministic, self._any_size, self._recompile = deterministic, any_size, recompile
         self._image_bytes = memory.IMAGE_BYTES
-        self._others: OrderedDict[tuple[int, ...], Engine] = OrderedDict()  # of other sizes, the latest last
+        self._others: OrderedDict[tuple, Engine] = OrderedDict()  # of other sizes, the latest last
         self._planning = threading.Lock()
         self._dense: tuple[nn.Module, str] | None = None  # the torch model where it wins, and what the timing said
 
@@ -148,7 +148,8 @@ class Engine:
         values = [self._values(x, shape) for x, shape in zip(inputs, shapes, strict=True)]
         if len({len(x) for x in values}) != 1:
             raise ValueError(f"expected inputs of one batch, found {[len(x) for x in values]}")
-        engine = self if values[0].shape[1:] == shapes[0] else self._of_size(values[0])
+        own = all(x.shape[1:] == shape for x, shape in zip(values, shapes, strict=True))
+        engine = self if own else self._of_size(values)
         results = engine._run(values)
         torch: Any = sys.modules.get("torch")
         is_tensor = torch is not None and isinstance(inputs[0], torch.Tensor)
@@ -181,18 +182,18 @@ class Engine:
                 f"expected a tensor with numbers in memory, found {type(x).__name__}: use `as_module()` in a graph"
             ) from error
 
-    def _of_size(self, x: Floats) -> "Engine":
+    def _of_size(self, inputs: Sequence[Floats]) -> "Engine":
         """The engine for images of another size than this one's, like those of a batch."""
-        size = x.shape[1:]
+        size = tuple(x.shape[1:] for x in inputs)
         with self._planning:
             found = self._others.pop(size, None)
             if found is None and self._any_size is not None:
                 (segment,) = self._segments
                 assert isinstance(segment, ProgramSegment)
-                found = self._resized(segment.program, self._any_size, x)
+                found = self._resized(segment.program, self._any_size, inputs[0])
             elif found is None:
                 assert self._recompile is not None
-                found = self._recompile(x)
+                found = self._recompile(inputs)
             self._others[size] = found
             while len(self._others) > SIZES:
                 self._others.popitem(last=False)
