@@ -4,7 +4,8 @@
     python benchmarks/matrix.py --page benchmarks/results/matrix.json > docs/matrix.md
 
 Each net runs in a process of its own; what goes wrong is a row of the table, too. Times are medians on this machine,
-and mean something where nothing else runs.
+and mean something where nothing else runs. A net that the file has of this commit is left out, so that what was
+interrupted goes on where it ended.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from splore.deploy.export import FORMATS, export
 from splore.deploy.runtimes import missing
 from splore.engine.engine import run_torch
 from splore.engine.program_segment import ProgramSegment, median_ms
+from splore.measure.provenance import provenance
 
 RANK, KEPT = 0.1, 0.3
 """Share of the full rank that L starts with, and share of the parameters that the cut leaves."""
@@ -38,7 +40,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nets", nargs="+", default=list(NETS), help="some of the nets")
     parser.add_argument("--threads", type=int, default=2, help="of every runtime")
-    parser.add_argument("--minutes", type=float, default=10, help="that one net may take")
+    parser.add_argument("--minutes", type=float, default=4, help="that one net may take")
     parser.add_argument("--json", type=Path, help="file of rows to add to; a net's row is replaced")
     parser.add_argument("--page", type=Path, metavar="JSON", help="print the page on the rows of a file, and end")
     parser.add_argument("--exports", nargs="*", choices=EXPORTS, default=list(EXPORTS), help="some of the exports")
@@ -50,7 +52,9 @@ def main() -> int:
     if options.one:
         print(json.dumps(one(options.nets[0], options.threads, options.exports)))
         return 0
-    for net in options.nets:
+    known = json.loads(options.json.read_text()) if options.json and options.json.exists() else []
+    done = {row["net"] for row in known if row["commit"] == provenance()["commit"] and "failure" not in row}
+    for net in (net for net in options.nets if net not in done):
         row = in_a_process(net, options)
         print(line(row), flush=True)
         if options.json:
