@@ -171,3 +171,23 @@ def test_a_checkpoint_across_a_cut_of_ranks_goes_on_exactly_in_the_one_order_and
     late.load_state_dict(saved[1])
     found = train(again, late)[0]
     assert all(torch.equal(value, found[name]) for name, value in wanted.items())
+
+
+@pytest.mark.parametrize("strength", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("penalty", ["l1", "frobenius", "nuclear"])
+def test_a_strength_is_a_finite_number_from_0_up(penalty, strength):
+    model = decomposed()
+    with pytest.raises(ValueError, match="must be finite and can't be negative"):
+        attach(model, torch.optim.SGD(model.parameters(), 0.1), **{penalty: strength})
+
+
+def test_a_penalty_is_attached_once_and_again_when_that_is_removed():
+    model, other = decomposed(), decomposed()
+    optimizer = torch.optim.SGD([*model.parameters(), *other.parameters()], 0.1)
+    first = attach(model, optimizer, l1=1e-3)
+    attach(other, optimizer, l1=1e-3)
+    attach(model, optimizer, frobenius=1e-3)
+    with pytest.raises(ValueError, match="the l1 on this optimiser already"):
+        attach(model, optimizer, l1=1e-3)
+    first.remove()
+    attach(model, optimizer, l1=1e-3)

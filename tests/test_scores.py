@@ -80,3 +80,9 @@ def test_the_cubic_schedule_falls_fast_at_first_and_slowly_at_the_end():
     values = [cubic(i / 10, 1.0, 0.1) for i in range(11)]
     falls = [a - b for a, b in zip(values, values[1:], strict=False)]
     assert all(a > b > 0 for a, b in zip(falls, falls[1:], strict=False))
+
+
+@pytest.mark.parametrize("score, found", [(lambda layer: None, "NoneType"), (lambda layer: layer.S[:1], r"\(1, 72\)")])
+def test_scores_are_a_tensor_of_the_shape_of_s(score, found):
+    with pytest.raises(ValueError, match=f"a score for each entry of S.*found {found}"):
+        prune(partly_decomposed(), params=0.5, score=score)

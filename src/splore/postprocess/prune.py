@@ -235,10 +235,10 @@ def scores_within(name: str, layer: LowRankSparse, within: Tensor, score: Score)
         ValueError: scores that don't have the shape of S, or that are no numbers.
     """
     scores = score(layer)
-    if scores.shape != layer.S.shape:
+    if not isinstance(scores, Tensor) or scores.shape != layer.S.shape:
+        found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise ValueError(
-            f"expected a score for each entry of S, of shape {tuple(layer.S.shape)}, found {tuple(scores.shape)} for "
-            f"{name!r}"
+            f"expected a score for each entry of S, of shape {tuple(layer.S.shape)}, found {found} for {name!r}"
         )
     scores = layer.blocks.means(scores.double())[within]
     if scores.isnan().any():

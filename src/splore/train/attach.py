@@ -46,12 +46,24 @@ class Attached:
         self.l1, self.proximal = L1(model, l1, scaling), proximal
         self.frobenius, self.nuclear = FrobeniusDecay(model, frobenius), NuclearDecay(model, nuclear)
         self._stepping = False
+        present = Present(model, self.optimizer)
+        self._check_once()
         self._handles = [
-            self.optimizer.register_step_pre_hook(Present(model, self.optimizer)),
+            self.optimizer.register_step_pre_hook(present),
             self.optimizer.register_step_pre_hook(self._before),
             self.optimizer.register_step_post_hook(self._after),
         ]
         self.masks = MaskHold(model, optimizer) if masks else None
+
+    def _check_once(self) -> None:
+        """Raises ValueError for a penalty on parts that have it already: each step would take it twice."""
+        for hook in self.optimizer._optimizer_step_pre_hooks.values():
+            other = getattr(hook, "__self__", None)
+            if not isinstance(other, Attached) or not {*map(id, self.l1.parts)} & {*map(id, other.l1.parts)}:
+                continue
+            for name in ("l1", "frobenius", "nuclear"):
+                if getattr(self, name).strength and getattr(other, name).strength:
+                    raise ValueError(f"the model has the {name} on this optimiser already: remove() that first")
 
     def remove(self) -> None:
         """Leaves the optimiser as it was found."""
@@ -153,6 +165,6 @@ def attach(
 
     Raises:
         ValueError: nothing is decomposed; the optimiser lacks present parameters of the model (before a step, too, if
-            ranks change), is LBFGS, or is one for which the threshold is not known.
+            ranks change), has the same penalty already, is LBFGS, or is one for which the threshold is not known.
     """
     return Attached(model, optimizer, l1, frobenius, nuclear, scaling, proximal, masks)

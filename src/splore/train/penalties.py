@@ -14,6 +14,7 @@ In a loop of your own:
 `splore.attach` does all of this in one line before the loop.
 """
 
+import math
 from collections.abc import Sequence
 from enum import Enum
 
@@ -55,8 +56,7 @@ class L1:
     """
 
     def __init__(self, model: nn.Module, strength: float, scaling: Scaling = Scaling.PCA) -> None:
-        if strength < 0:
-            raise ValueError(f"the strength of the l1 can't be negative, found {strength}")
+        _check_strength("l1", strength)
         sparse = [layer for layer in decomposed_layers(model).values() if layer.S is not None]
         self.parts: list[Tensor] = [layer.S for layer in sparse if layer.S.requires_grad]
         self.blocks = [layer.blocks for layer in sparse if layer.S.requires_grad]
@@ -158,8 +158,7 @@ class FrobeniusDecay:
     """
 
     def __init__(self, model: nn.Module, strength: float) -> None:
-        if strength < 0:
-            raise ValueError(f"the strength of the decay can't be negative, found {strength}")
+        _check_strength("decay", strength)
         self.strength = strength
         self.layers = list(decomposed_layers(model).values())
 
@@ -200,8 +199,7 @@ class NuclearDecay:
     """
 
     def __init__(self, model: nn.Module, strength: float) -> None:
-        if strength < 0:
-            raise ValueError(f"the strength of the decay can't be negative, found {strength}")
+        _check_strength("decay", strength)
         self.strength = strength
         self.layers = [layer for layer in decomposed_layers(model).values() if layer.S is not None]
 
@@ -238,3 +236,8 @@ def parameter_groups(model: nn.Module, weight_decay: float, nuclear: float = 0.0
         {"params": [p for p in model.parameters() if id(p) in factors], "weight_decay": nuclear},
     ]
     return [group for group in groups if group["params"]]
+
+
+def _check_strength(what: str, strength: float) -> None:
+    if not 0 <= strength < math.inf:
+        raise ValueError(f"the strength of the {what} must be finite and can't be negative, found {strength}")
