@@ -157,7 +157,7 @@ def table(path: Path) -> str:
             found = {row["kept"]: f"{row['accuracy']:.2f}" for row in group if row["method"] == name}
             if found:
                 cells = " | ".join(found.get(share, "") for share in shares)
-                lines.append(f"| {net.rpartition(':')[2]} | {name} | {epochs} | {dense} | {cells} |")
+                lines.append(f"| {net} | {name} | {epochs} | {dense} | {cells} |")
     return "\n".join(lines)
 
 
