@@ -19,6 +19,15 @@ HEADLINES = ("engine", "training", "cifar10-resnet20-cpu")
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 
+def test_the_page_of_deployment_names_each_operator_that_runs_natively():
+    from splore.capture.lowering import LOWERINGS
+
+    known = {op._schema.name.removeprefix("aten::") if hasattr(op, "_schema") else op.__name__ for op in LOWERINGS}
+    section = (ROOT / "docs/deployment.md").read_text().split("## What runs natively")[1].split("\n## ")[0]
+    named = {name for line in section.splitlines() if line.startswith("| ") for name in re.findall(r"`(\w+)`", line)}
+    assert named == known
+
+
 def blocks(page, *languages):
     """The code blocks of a page that are marked with one of these languages."""
     found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)

@@ -1,5 +1,7 @@
 """The engine: equal to PyTorch and to its reference, for every kind of input, with and without torch or the library."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -218,6 +220,8 @@ def test_what_the_engine_does_not_know_runs_in_torch(tmp_path):
     assert "In torch:\n  aten.cumsum.default (cumsum): the engine has no such operator" in engine.summary()
     with pytest.raises(ValueError, match="a part of this model needs torch.*\n.*\n.*cumsum"):
         engine.save(tmp_path / "net.splore")
+    timed = compile(model, torch.randn(2, 3, 16, 16), threads=1).summary()
+    assert re.search(r"cumsum\): the engine has no such operator, \S+ ms\n  with what is next to it: \S+ ms", timed)
 
 
 class Several(nn.Module):

@@ -1,13 +1,31 @@
 """A part of a captured model that stays in torch."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from splore.capture.lowering import Exported
+from splore.capture.lowering import Exported, module_name
 from splore.capture.partition import Piece, is_batch, tells_batch
+
+
+class _Timed(fx.Interpreter):
+    """Runs a graph and notes how long each operator takes."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph)
+        self.ms: dict[str, float] = {}
+
+    def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - what the operator gives
+        start = time.perf_counter()
+        found = super().run_node(n)
+        if n.op == "call_function":
+            name = f"{n.target} ({module_name(n)})"
+            self.ms[name] = self.ms.get(name, 0.0) + 1e3 * (time.perf_counter() - start)
+        return found
 
 
 @dataclass(frozen=True)
@@ -23,6 +41,15 @@ class TorchSegment:
     @torch.no_grad()
     def __call__(self, *values: Tensor) -> tuple[Tensor, ...]:
         return self.graph(*values)
+
+    @torch.no_grad()
+    def costs(self, *values: Tensor) -> dict[str, float]:
+        """The milliseconds of each operator, by the names that `reasons` has."""
+        timed = _Timed(self.graph)
+        timed.run(*values)  # what is made at first is made now
+        timed.ms.clear()
+        timed.run(*values)
+        return timed.ms
 
     def digest(self, update: Callable[[bytes], object]) -> None:
         """Tells all that decides what it gives: its operators and its constants."""

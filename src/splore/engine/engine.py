@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,7 +22,7 @@ import numpy as np
 from splore.engine import memory, plan_table, program_file
 from splore.engine.any_size import AnySize, resized
 from splore.engine.flow import Flow, Packed, only
-from splore.engine.in_torch import SegmentInTorch, run_torch
+from splore.engine.in_torch import SegmentInTorch, as_tensors, run_torch
 from splore.engine.interface import Interface, load_interface, load_task
 from splore.engine.program import Floats, Program
 from splore.engine.program_segment import ProgramSegment, median_ms
@@ -83,6 +83,7 @@ class Engine:
         self._segments = [
             ProgramSegment(s, self.threads, deterministic) if isinstance(s, Program) else s for s in segments
         ]
+        self._costs: dict[int, Mapping[str, float]] = {}  # milliseconds of the operators in torch, by segment
         self._one_thread = False  # in torch, where that is faster beside the threads of the programs
         self._flow = flow or Flow.chain(len(segments))
         self._packed = packed  # several inputs, which the program takes one after another
@@ -235,7 +236,8 @@ class Engine:
         """What runs where, and how fast: the plan for the batch that ran last, as a table."""
         parts = [] if self._dense is None else [self._dense[1]]
         parts += [
-            s.summary() if isinstance(s, ProgramSegment) else plan_table.of_torch(s.reasons) for s in self._segments
+            s.summary() if isinstance(s, ProgramSegment) else plan_table.of_torch(s.reasons, self._costs.get(number))
+            for number, s in enumerate(self._segments)
         ]
         parts += ["The parts in torch run on one thread, which is faster here."] if self._one_thread else []
         return "\n\n".join(parts)
@@ -261,12 +263,13 @@ class Engine:
         if not all(isinstance(segment, ProgramSegment) for segment in self._segments):
             many, one = median_ms(lambda: self._run(x), lambda: self._run(x, one_thread=True))
             self._one_thread = one < many
+            self._run(x, note_costs=True)
         ours, theirs = median_ms(lambda: self._run(x), lambda: run_torch(dense, x))
         if theirs < 0.95 * ours:
             verdict = f"Runs the dense network in torch, {theirs:.3g} ms for a batch of {len(x[0])}"
             self._dense = dense, f"{verdict}: the plan below takes {ours:.3g} ms."
 
-    def _run(self, inputs: Sequence[Floats], one_thread: bool = False) -> list:
+    def _run(self, inputs: Sequence[Floats], one_thread: bool = False, note_costs: bool = False) -> list:
         """The results, in order."""
         if self._dense is not None:
             return run_torch(self._dense[0], inputs)
@@ -275,6 +278,8 @@ class Engine:
         alone = one_thread or self._one_thread
 
         def call(segment: "ProgramSegment | SegmentInTorch", values: list) -> Sequence:
+            if note_costs and not isinstance(segment, ProgramSegment):
+                self._costs[self._segments.index(segment)] = segment.costs(*as_tensors(values))
             return [segment(*values)] if isinstance(segment, ProgramSegment) else run_torch(segment, values, alone)
 
         return self._flow.run(self._segments, inputs, call)

@@ -22,6 +22,10 @@ class SegmentInTorch(Protocol):
         """Tells all that decides what it gives."""
         ...
 
+    def costs(self, *values: "Tensor") -> Mapping[str, float]:
+        """The milliseconds of each operator for values like these."""
+        ...
+
     def __call__(self, *values: "Tensor") -> "Sequence[Tensor]":
         """What this part gives for the values that it reads."""
         ...
@@ -33,14 +37,19 @@ def run_torch(module: "nn.Module | SegmentInTorch", values: Sequence, alone: boo
     import torch
     from torch.utils._pytree import tree_leaves
 
-    def to_torch(value: Any) -> Any:  # noqa: ANN401
-        return torch.from_numpy(np.require(value, requirements=["C", "W"])) if isinstance(value, np.ndarray) else value
-
     def to_numpy(value: Any) -> Any:  # noqa: ANN401
         return value.numpy() if isinstance(value, torch.Tensor) else value
 
     with torch.no_grad(), openmp.one_thread() if alone or openmp.forked else nullcontext():
-        found = module(*map(to_torch, values))
+        found = module(*as_tensors(values))
     if isinstance(module, torch.nn.Module):
         return [leaf.numpy() for leaf in tree_leaves(found) if isinstance(leaf, torch.Tensor)]
     return [to_numpy(value) for value in found]  # several that only torch reads, as of a split, stay as they are
+
+
+def as_tensors(values: Sequence) -> list:
+    """NumPy arrays as tensors; what else there is stays."""
+    import torch
+
+    ready = (np.require(value, requirements=["C", "W"]) if isinstance(value, np.ndarray) else value for value in values)
+    return [torch.from_numpy(value) if isinstance(value, np.ndarray) else value for value in ready]

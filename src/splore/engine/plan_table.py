@@ -57,9 +57,13 @@ def _speed(steps: Sequence[Mapping[str, Any]]) -> tuple[str, str, str]:
     return _number(ms), _number(macs / ms / 1e6), f"{100 * share:.0f} %"
 
 
-def of_torch(reasons: Mapping[str, str]) -> str:
-    """A part of the model that runs in torch, with the reasons."""
-    return "\n".join(["In torch:", *(f"  {operator}: {reason}" for operator, reason in reasons.items())])
+def of_torch(reasons: Mapping[str, str], costs: Mapping[str, float] | None = None) -> str:
+    """A part of the model that runs in torch, with the reasons, and the milliseconds where they were measured."""
+    costs = costs or {}
+    took = {operator: f", {costs[operator]:.3g} ms" for operator in reasons if operator in costs}
+    lines = [f"  {operator}: {reason}{took.get(operator, '')}" for operator, reason in reasons.items()]
+    total = [f"  with what is next to it: {sum(costs.values()):.3g} ms"] if costs else []
+    return "\n".join(["In torch:", *lines, *total])
 
 
 def _kind(op: Op) -> str:
