@@ -112,3 +112,14 @@ def test_evaluate_takes_programs_and_normalises_and_orders_as_the_file_says(prog
     other = splore.Task(("ten", *TASK.classes[1:]), TASK.preprocessing)
     splore.save(model, folder / "other.safetensors", task=other)
     run("evaluate", "other.safetensors", *words, folder=folder).refused("no class '0'", code=1)
+
+
+def test_a_program_of_any_size_takes_other_images_than_it_was_compiled_for(folder, tmp_path):
+    done = run(
+        "compile", "digits.safetensors", "--threads=1", "--any-size", f"--out={tmp_path}/net.splore", folder=folder,
+        env=FAST,
+    )  # fmt: skip
+    assert done.code == 0, done
+    engine = splore.Engine.load(tmp_path / "net.splore", 1)
+    _, height, width = engine.input
+    assert engine(torch.zeros(2, 1, height + 3, width + 5)).shape == (2, *engine.output)

@@ -16,10 +16,13 @@ def command(words: list[str]) -> int:
     parser.add_argument("--batch", type=int, nargs="+", default=[1], metavar="N", help="batch sizes to plan for")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the engine; every usable core by default")
     parser.add_argument("--model", help="package.module:factory, for a file with a net of your own")
+    parser.add_argument("--any-size", action="store_true", help="a program for images of any height and width")
     parser.add_argument("--layers", action="store_true", help="print the plan of every operation")
     values = parser.parse_args(words)
     out = values.out or str(Path(values.file).with_suffix(".splore"))
-    return compile_file(values.file, out, values.image, values.batch, values.threads, values.model, values.layers)
+    return compile_file(
+        values.file, out, values.image, values.batch, values.threads, values.model, values.layers, values.any_size
+    )
 
 
 def compile_file(
@@ -30,6 +33,7 @@ def compile_file(
     threads: int | None = None,
     model: str | None = None,
     layers: bool = False,
+    any_size: bool = False,
 ) -> int:
     """Compiles a model file into a program file, which runs without torch, and compares the two."""
     import torch
@@ -42,7 +46,7 @@ def compile_file(
     net, source, channels = loaded(file, model)
     net = net.eval()
     x = torch.randn(max(batches), *image_of(net, source, channels, image), generator=torch.Generator().manual_seed(0))
-    engine = compile(net, x, threads, batches)
+    engine = compile(net, x, threads, batches, any_size=any_size)
     engine.save(out)
     found, expected = Engine.load(out, threads)(x.numpy()), run_torch(net, [x.numpy()])[0]
     error = abs(found - expected).max() / abs(expected).max()
