@@ -49,7 +49,7 @@ OPTIONS = {
     "evaluate": {"--help", "--model", "--device", *(name for name in RECIPE_OPTIONS if name.startswith("--data"))},
     "quantize": {"--help", "--out", "--model", *(name for name in RECIPE_OPTIONS if name.startswith(
                  ("--data", "--quantize", "--train", "--hardware")))},
-    "compile": {"--help", "--out", "--image", "--batch", "--threads", "--model", "--layers", "--any-size"},
+    "compile": {"--help", "--out", "--image", "--batch", "--threads", "--model", "--layers", "--any_size"},
     "bench": {"--help", "--against", "--image", "--batch", "--threads", "--seconds", "--model", "--layers", "--json"},
     "export": {"--help", "--to", "--out", "--image", "--model"},
     "push": {"--help", "--private", "--revision"},

@@ -116,7 +116,7 @@ def test_evaluate_takes_programs_and_normalises_and_orders_as_the_file_says(prog
 
 def test_a_program_of_any_size_takes_other_images_than_it_was_compiled_for(folder, tmp_path):
     done = run(
-        "compile", "digits.safetensors", "--threads=1", "--any-size", f"--out={tmp_path}/net.splore", folder=folder,
+        "compile", "digits.safetensors", "--threads=1", "--any_size", f"--out={tmp_path}/net.splore", folder=folder,
         env=FAST,
     )  # fmt: skip
     assert done.code == 0, done

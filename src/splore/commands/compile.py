@@ -16,7 +16,7 @@ def command(words: list[str]) -> int:
     parser.add_argument("--batch", type=int, nargs="+", default=[1], metavar="N", help="batch sizes to plan for")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the engine; every usable core by default")
     parser.add_argument("--model", help="package.module:factory, for a file with a net of your own")
-    parser.add_argument("--any-size", action="store_true", help="a program for images of any height and width")
+    parser.add_argument("--any_size", action="store_true", help="a program for images of any height and width")
     parser.add_argument("--layers", action="store_true", help="print the plan of every operation")
     values = parser.parse_args(words)
     out = values.out or str(Path(values.file).with_suffix(".splore"))
