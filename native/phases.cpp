@@ -48,7 +48,9 @@ Phases::Phases(const Window& w)
     : rows_(w.kernel_h, w.stride_h, w.dilation_h, w.top), columns_(w.kernel_w, w.stride_w, w.dilation_w, w.left) {}
 
 bool Phases::serve(const Window& w, const Shape& in, const Shape& out, const Layout& layout) {
-  if (!layout.planar || (w.stride_h == 1 && w.stride_w == 1) || (w.taps() > 1 && !layout.bordered(out))) return false;
+  if (!layout.planar || (w.stride_h == 1 && w.stride_w == 1)) return false;
+  const Border reach = Phases(w).border();  // small maps have none
+  if (!layout.bordered(out) && (reach.top || reach.left || reach.bottom || reach.right)) return false;
   return out.h == (in.h + w.stride_h - 1) / w.stride_h && out.w == (in.w + w.stride_w - 1) / w.stride_w;
 }
 

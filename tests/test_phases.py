@@ -52,6 +52,18 @@ def test_strides_equal_the_reference(seed, channels, side, kernel, stride, dilat
         expect_exact(program, images, threads, isa)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("images", [1, 2, 3])
+def test_a_padded_window_of_one_tap_sees_nothing_beside_a_small_map(isa, images):
+    first, second, third = conv_program(2, 3, 5, (2, 2), 1, 0.9, 1).ops
+    program = Program((3, 2, 2), (first, replace(second, stride=(1, 3), pad=(0, 1, 0, 0)), third))
+    x = floats(np.random.default_rng(images), images, *program.input)
+    engine = NativeProgram(program, isa, 1)
+    engine.plan(images)
+    engine.run(np.full_like(x, np.nan))
+    np.testing.assert_allclose(engine.run(x), reference.run(program, x), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("kernel, pad, phases", [(1, 0, 1), (3, 1, 1), (7, 3, 1), (3, 0, 0)])
 def test_phases_are_read_where_the_outputs_are_the_map_at_every_stride(kernel, pad, phases):
     first, second, third = conv_program(2, 8, 9, (28, 28), kernel, 0.3, 2, stride=2).ops
