@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernels import ISAS, conv_program, expect_equal, in_bytes, is_exact
-from programs import floats
+from programs import floats, random_program
 
 from splore.engine import reference
 from splore.engine.native import NativeProgram
@@ -53,13 +53,12 @@ def test_strides_equal_the_reference(seed, channels, side, kernel, stride, dilat
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("images", [1, 2, 3])
-def test_a_padded_window_of_one_tap_sees_nothing_beside_a_small_map(isa, images):
-    first, second, third = conv_program(2, 3, 5, (2, 2), 1, 0.9, 1).ops
-    program = Program((3, 2, 2), (first, replace(second, stride=(1, 3), pad=(0, 1, 0, 0)), third))
-    x = floats(np.random.default_rng(images), images, *program.input)
+def test_a_padded_window_of_one_tap_sees_nothing_beside_a_small_map(isa):
+    program = random_program(777305)  # ends with such a convolution, behind others that leave numbers beside its input
+    assert (program.ops[-1].kernel, program.ops[-1].stride, program.ops[-1].pad) == ((1, 1), (1, 3), (0, 1, 0, 0))
+    x = floats(np.random.default_rng(0), 1, *program.input)
     engine = NativeProgram(program, isa, 1)
-    engine.plan(images)
+    engine.plan(1)
     engine.run(np.full_like(x, np.nan))
     np.testing.assert_allclose(engine.run(x), reference.run(program, x), rtol=1e-4, atol=1e-5)
 
