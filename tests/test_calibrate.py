@@ -16,6 +16,7 @@ from splore.design.matrix import Scheme, unfold
 from splore.design.trained import CAUTIONS, _clearly_less
 from splore.measure.cost import cost
 from splore.postprocess.prune import magnitude, prune
+from splore.postprocess.recalibrate import recalibrate
 
 
 def images(batches=4, seed=1):
@@ -161,9 +162,10 @@ def test_the_fit_is_the_least_squares_solution_of_each_row():
 @pytest.mark.parametrize("design", [{"params": 0.4}, {"params": 0.4, "rank": 0}, {"rank": 1, "density": 0.3}])
 def test_a_calibrated_start_is_nearer_on_inputs_that_it_has_not_seen(design):
     dense = trained()
+    recalibrate(dense, images(16, seed=3))
     plain, by_data = copy.deepcopy(dense), copy.deepcopy(dense)
     decompose(plain, Design(**design))
-    decompose(by_data, Design(**design), images())
+    decompose(by_data, Design(**design), images(8))
     fresh = images(seed=2)
     assert error(by_data, dense, fresh) < 0.8 * error(plain, dense, fresh)
 
@@ -267,11 +269,11 @@ def test_a_calibrated_budget_is_divided_as_inputs_held_back_say_is_best(monkeypa
     monkeypatch.setattr(trial.Trial, "divergence", divergence)
     logits = model(batches[3]).log_softmax(1)
     decompose(model, Design(params=0.4), calibrate=batches)
-    assert len(found) == 1 + len(CAUTIONS)
+    assert len(found) == 2 + len(CAUTIONS)
     moved = model(batches[3]).log_softmax(1)
     ours = (logits.exp() * (logits - moved)).sum(1).mean().item()
     means = [each.mean().item() for each in found]
-    assert ours <= means[0] * 1.001 and any(ours == pytest.approx(mean, rel=1e-3) for mean in means)
+    assert ours <= min(means[:2]) * 1.001 and any(ours == pytest.approx(mean, rel=1e-3) for mean in means)
 
 
 def test_more_of_L_is_taken_only_where_it_is_clearly_better():

@@ -2,16 +2,14 @@
 
 With a budget, ranks and entries compete over the whole net (see `splore.design.allocate`). An error of one layer's
 outputs, as a share of their energy, does not weigh the same in every layer: how much it does is measured, by cutting
-one layer at a time to what a first division of the budget gives it, and looking at the network's outputs. How much of
-the budget L is best given is tried: that division counts whose network stays nearest to the given one, on inputs that
-were held back. S by magnitude is tried too where layers are so wide that the squares of their inputs alone were seen:
-these mislead where inputs are alike.
+one layer at a time to what a first division of the budget gives it, and looking at the network's outputs. Several
+divisions are tried, each fitted to the inputs: S by magnitude or by the data, whichever leaves the network nearer to
+the given one on inputs that were held back, and L of two sizes beside S, where that is clearly nearer.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -107,16 +105,18 @@ def parts_to_budget(
 
     def by_magnitude() -> dict[str, Parts]:
         splits = share(matrices, budget, most, blocks, math.inf)
-        return {name: (*fitted(matrices[name], x.A, x.B, x.mask, None), x.mask) for name, x in splits.items()}
+        # Squares of the inputs alone mislead where inputs are alike.
+        whole = {name: each for name, each in seen.items() if each.products.dim() > 1}
+        return {
+            name: (*fitted(matrices[name], x.A, x.B, x.mask, whole.get(name)), x.mask) for name, x in splits.items()
+        }
 
-    attempts: list[Callable[[], dict[str, Parts]]] = [partial(divided, each) for each in (math.inf, *CAUTIONS)]
-    if any(each.products.dim() == 1 for each in seen.values()):
-        attempts.append(by_magnitude)
-    best, least = parts, None
-    for attempt in attempts:
-        parts = attempt()
+    tried = [(parts, trial.divergence(parts, inputs.held_back)) for parts in (by_magnitude(), divided(math.inf))]
+    best, least = min(tried, key=lambda each: each[1].mean().item())
+    for caution in CAUTIONS:
+        parts = divided(caution)
         found = trial.divergence(parts, inputs.held_back)
-        if least is None or _clearly_less(found, least):
+        if _clearly_less(found, least):
             best, least = parts, found
     return best
 
