@@ -1,6 +1,7 @@
 """Engines for images of any height and width: captured anew for each, or one program with rules for all."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -10,18 +11,14 @@ from test_capture import Call, lively
 from torch import Tensor, nn
 
 from splore.capture.compile import compile
-from splore.engine import engine as engine_module
 from splore.engine.any_size import AnySize, Count
 from splore.engine.engine import Engine
 from splore.files import sealed
 
-pytestmark = pytest.mark.filterwarnings("ignore:the native library can't be loaded")
-
-
-@pytest.fixture(autouse=True)
-def untimed(monkeypatch):
-    monkeypatch.setenv("SPLORE_PLAN", "fast")
-    monkeypatch.setattr(engine_module, "median_ms", lambda *_: (1.0, 2.0))
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:the native library can't be loaded"),
+    pytest.mark.usefixtures("untimed"),
+]
 
 
 class Segmenter(nn.Module):
@@ -90,7 +87,7 @@ def test_what_depends_on_the_size_otherwise_is_refused(function, message):
 
 
 def test_an_engine_captures_the_model_anew_for_another_size_and_keeps_the_last_few(monkeypatch):
-    monkeypatch.setattr(engine_module, "SIZES", 2)
+    monkeypatch.setattr("splore.engine.engine.SIZES", 2)
     model = lively(Segmenter())
     engine = compile(model, torch.randn(1, 3, 16, 16), 1)
     expect_equal(engine, model, (16, 16), (32, 16), (24, 24), (32, 16), (40, 16))
@@ -100,6 +97,28 @@ def test_an_engine_captures_the_model_anew_for_another_size_and_keeps_the_last_f
     assert engine._others[(3, 32, 16),] is first
     model.first.weight.data.zero_()  # the engine is a snapshot, for other sizes too
     assert engine(torch.ones(1, 3, 48, 16))["out"].abs().max() > 0
+
+
+def test_a_known_size_does_not_wait_while_another_is_planned():
+    model = lively(Segmenter())
+    engine = compile(model, torch.randn(1, 3, 16, 16), 1)
+    expect_equal(engine, model, (32, 16))
+    plan, begun, go_on = engine._recompile, threading.Event(), threading.Event()
+
+    def slowly(inputs):
+        begun.set()
+        assert go_on.wait(60)
+        return plan(inputs)
+
+    engine._recompile = slowly
+    other = threading.Thread(target=engine, args=(torch.randn(1, 3, 40, 16),))
+    other.start()
+    assert begun.wait(60)
+    expect_equal(engine, model, (16, 16), (32, 16))
+    assert other.is_alive()
+    go_on.set()
+    other.join()
+    assert list(engine._others) == [((3, 32, 16),), ((3, 40, 16),)]
 
 
 def test_a_size_that_the_model_refuses_is_an_error_that_says_so():

@@ -108,6 +108,13 @@ def test_the_tables_of_the_results_are_those_of_the_json():
     ], "make docs writes them anew"
 
 
+def test_the_table_of_when_l_pays_is_that_of_the_json():
+    made = subprocess.run(
+        [sys.executable, "benchmarks/when_l_pays.py"], cwd=ROOT, capture_output=True, text=True
+    ).stdout
+    assert made.count("\n") >= 5 and made in (ROOT / "docs/when_l_pays.md").read_text()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_within_the_project_leads_somewhere(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):

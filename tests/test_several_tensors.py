@@ -1,6 +1,8 @@
 """Models of several inputs and results: as one program, with a part in torch, and in a file."""
 
+import hashlib
 import json
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -11,19 +13,15 @@ from test_capture import lively
 from torch import Tensor, nn
 
 from splore.capture.compile import compile
-from splore.engine import engine as engine_module
 from splore.engine.engine import Engine
 from splore.engine.flow import Packed
 from splore.engine.interface import Interface, Tree
 from splore.files import sealed
 
-pytestmark = pytest.mark.filterwarnings("ignore:the native library can't be loaded")
-
-
-@pytest.fixture(autouse=True)
-def untimed(monkeypatch):
-    monkeypatch.setenv("SPLORE_PLAN", "fast")
-    monkeypatch.setattr(engine_module, "median_ms", lambda *_: (1.0, 2.0))
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:the native library can't be loaded"),
+    pytest.mark.usefixtures("untimed"),
+]
 
 
 class Both(nn.Module):
@@ -89,7 +87,7 @@ def test_inputs_that_are_not_those_of_the_model_are_refused():
 
 
 def test_a_dense_network_that_is_faster_gives_the_same(monkeypatch):
-    monkeypatch.setattr(engine_module, "median_ms", lambda *_: (2.0, 1.0))
+    monkeypatch.setattr("splore.engine.engine.median_ms", lambda *_: (2.0, 1.0))
     model = lively(Both())
     engine = compile(model, examples(1), 1)
     assert engine.summary().startswith("Runs the dense network in torch")
@@ -127,6 +125,19 @@ def test_an_interface_that_is_not_of_the_program_is_refused(change, tmp_path):
     text = json.loads(sealed("interface", whole))
     rewritten(path, json.dumps(text | {"interface": text["interface"].replace("map", "mop")}))
     with pytest.raises(ValueError, match="altered"):
+        Engine.load(path, 1)
+
+
+@pytest.mark.parametrize("depth", [400, 30_000])
+def test_results_that_are_nested_deeply_are_read_or_refused(depth, tmp_path):
+    path = tmp_path / "net.splore"
+    engine = compile(lively(Both()), examples(1), 1)
+    engine.save(path)
+    inner = json.dumps(Interface(engine.input, engine._flow.structure).to_json() | {"any_size": None})
+    inner = inner.replace('{"value": null}', '{"list": [' * depth + '{"value": null}' + "]}" * depth)
+    text = {"interface": inner, "sha256": hashlib.sha256(inner.encode()).hexdigest()}
+    rewritten(path, json.dumps(text))
+    with suppress(ValueError):  # how deep Python goes differs by its version
         Engine.load(path, 1)
 
 

@@ -41,8 +41,9 @@ def compile(
 
     A model of several inputs takes a tuple of examples, and its engine as many arguments.
 
-    Images of another height or width are captured and planned anew when they come. With `any_size` the network is
-    captured at a few sizes at once, and the engine is one for all of them: so is the file that `save` writes.
+    Images of another height or width are captured and planned anew when they come, for which the engine keeps a copy of
+    the model; one that was loaded from a file or a pickle has none. With `any_size` the network is captured at a few
+    sizes at once, and the engine is one for all of them: so is the file that `save` writes.
 
     Raises ValueError where the model is not in eval mode, not on the CPU, not in float32, or can't be exported, where
     a part of it needs torch but the result shall be deterministic, and where it can't be of `any_size`.

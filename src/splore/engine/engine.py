@@ -90,7 +90,7 @@ class Engine:
         self._deterministic, self._any_size, self._recompile = deterministic, any_size, recompile
         self._image_bytes = memory.IMAGE_BYTES
         self._others: OrderedDict[tuple, Engine] = OrderedDict()  # of other sizes, the latest last
-        self._planning = threading.Lock()
+        self._planning, self._looking = threading.Lock(), threading.Lock()
         self._dense: tuple[nn.Module, str] | None = None  # the torch model where it wins, and what the timing said
 
     @classmethod
@@ -184,21 +184,34 @@ class Engine:
             ) from error
 
     def _of_size(self, inputs: Sequence[Floats]) -> "Engine":
-        """The engine for images of another size than this one's, like those of a batch."""
+        """The engine for images of another size than this one's, like those of a batch.
+
+        One size is planned at a time; who has images of a size that is known does not wait for that.
+        """
         size = tuple(x.shape[1:] for x in inputs)
+        if (known := self._known(size)) is not None:
+            return known
         with self._planning:
-            found = self._others.pop(size, None)
-            if found is None and self._any_size is not None:
+            if (known := self._known(size)) is not None:  # it was planned meanwhile
+                return known
+            if self._any_size is not None:
                 (segment,) = self._segments
                 assert isinstance(segment, ProgramSegment)
-                found = self._resized(segment.program, self._any_size, inputs[0])
-            elif found is None:
+                made = self._resized(segment.program, self._any_size, inputs[0])
+            else:
                 assert self._recompile is not None
-                found = self._recompile(inputs)
-            self._others[size] = found
-            while len(self._others) > SIZES:
-                self._others.popitem(last=False)
-        return found
+                made = self._recompile(inputs)
+            with self._looking:
+                self._others[size] = made
+                if len(self._others) > SIZES:
+                    self._others.popitem(last=False)
+        return made
+
+    def _known(self, size: tuple) -> "Engine | None":
+        with self._looking:
+            if size in self._others:
+                self._others.move_to_end(size)
+            return self._others.get(size)
 
     def _resized(self, program: Program, any_size: AnySize, x: Floats) -> "Engine":
         c, height, width = x.shape[1:]
@@ -215,10 +228,10 @@ class Engine:
         return engine
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_recompile": None, "_others": OrderedDict(), "_planning": None}
+        return self.__dict__ | {"_recompile": None, "_others": OrderedDict(), "_planning": None, "_looking": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state | {"_planning": threading.Lock()}
+        self.__dict__ |= state | {"_planning": threading.Lock(), "_looking": threading.Lock()}
 
     def plan(self, batch: int) -> None:
         """Chooses the kernels for a batch size by timing them: moments for a small network, seconds for a large one.

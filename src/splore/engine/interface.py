@@ -156,5 +156,5 @@ def _load_text(path: str | os.PathLike[str], name: str, read: Callable[[dict], T
         with safe_open(os.fspath(path), framework="numpy") as file:
             text = (file.metadata() or {}).get(f"splore.{name}")
         return None if text is None else read(unsealed(name, text))
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} has no valid description of its {name}: {short(error)}") from None
