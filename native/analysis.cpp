@@ -4,6 +4,7 @@
 
 #include "conv_step.h"
 #include "phases.h"
+#include "pool_span.h"
 
 namespace splore {
 namespace {
@@ -23,13 +24,6 @@ bool keeps_map(const Op& op, const Shape& in, const Shape& out) {
 // In the batch-interleaved layout a map of these widths has tiles that don't reach back over each other: a convolution can then
 // write over its residual.
 bool has_even_tiles(const Shape& shape) { return shape.w % 4 == 0 || shape.w % 7 == 0; }
-
-// A pool that a convolution can do for its tiles.
-bool halves(const Op& op, const Shape& in) {
-  const Window& w = op.window;
-  return op.kind == SPLORE_MAX_POOL && w.kernel_h == 2 && w.kernel_w == 2 && w.stride_h == 2 && w.stride_w == 2 && !w.top &&
-         !w.left && !w.bottom && !w.right && in.h % 2 == 0 && in.w % 2 == 0;
-}
 
 bool is_conv(const Op& op) { return op.kind == SPLORE_CONV || op.kind == SPLORE_INT_CONV; }
 

@@ -66,18 +66,23 @@ void pool(const PoolArgs& args) {
   }
 }
 
-void halve(const HalveArgs& args) {
+// V holds a pixel: one of each image, or one number in the planar layout.
+template <class V>
+SPLORE_INLINE void halve_with(const HalveArgs& args) {
+  constexpr ptrdiff_t lanes = sizeof(V) / sizeof(float);
   for (int64_t c = 0; c < args.channels; c++)
     for (int64_t r = 0; r < args.rows; r++) {
-      const float* x = args.x + c * args.plane + 2 * r * args.row;
-      float* out = args.out + c * args.out_plane + r * args.out_row;
-      for (int64_t o = 0; o < args.columns; o++, x += 2 * L)
-        store(out + o * L, larger(larger(load(x), load(x + L)), larger(load(x + args.row), load(x + args.row + L))));
+      const V* x = reinterpret_cast<const V*>(args.x + c * args.plane + 2 * r * args.row);
+      const V* below = x + args.row / lanes;
+      V* out = reinterpret_cast<V*>(args.out + c * args.out_plane + r * args.out_row);
+      for (int64_t o = 0; o < args.columns; o++)
+        out[o] = larger(larger(x[2 * o], x[2 * o + 1]), larger(below[2 * o], below[2 * o + 1]));
     }
 }
 
-// `larger` for one number: a NaN on either side stays one.
-SPLORE_INLINE float larger_one(float x, float y) { return (y > x) | (y != y) ? y : x; }
+void halve(const HalveArgs& args) { halve_with<Vec>(args); }
+
+void halve_planar(const HalveArgs& args) { halve_with<float>(args); }
 
 // The maximum or the sum of windows of `kernel` neighbours, STRIDE apart; 0 takes the stride at run time.
 template <bool MAX, int STRIDE>
@@ -89,7 +94,7 @@ SPLORE_INLINE void slide(const PoolRowArgs& args) {
   for (ptrdiff_t j = 1; j < args.kernel; j++)
     for (ptrdiff_t o = 0; o < args.outputs; o++) {
       const float v = line[o * stride + j];
-      out[o] = MAX ? larger_one(out[o], v) : out[o] + v;
+      out[o] = MAX ? larger(out[o], v) : out[o] + v;
     }
 }
 
@@ -99,7 +104,7 @@ void pool_row(const PoolRowArgs& args) {
     const float* x = args.x + i * args.row;
     for (ptrdiff_t j = 0; j < args.width; j++) {
       const float old = line[j];
-      line[j] = i == 0 ? x[j] : args.max ? larger_one(old, x[j]) : old + x[j];
+      line[j] = i == 0 ? x[j] : args.max ? larger(old, x[j]) : old + x[j];
     }
   }
   if (args.max) {

@@ -24,6 +24,7 @@ const Kernels* SPLORE_TABLE() {
                                 map,
                                 pool,
                                 halve,
+                                halve_planar,
                                 pool_row,
                                 normalize,
                                 softmax,

@@ -58,6 +58,7 @@ SPLORE_INLINE Vec larger(Vec x, Vec y) {
   const Vec most = x < y ? y : x;  // x where either is a NaN
   return y != y ? y : most;
 }
+SPLORE_INLINE float larger(float x, float y) { return (y > x) | (y != y) ? y : x; }
 
 // e^x to about 1e-7: 2^n e^r with |r| <= ln 2 / 2, and a Taylor series for e^r. Infinite above 88, so that its reciprocal is 0
 // even beside the largest numbers.

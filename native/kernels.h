@@ -172,7 +172,7 @@ struct PoolArgs {
   float scale;
 };
 
-// The maxima of 2 x 2 windows of a tile, of all channels, in the batch-interleaved layout.
+// The maxima of 2 x 2 windows: of a tile, of all channels, in the batch-interleaved layout; of a channel in the planar one.
 struct HalveArgs {
   int64_t channels, rows, columns;  // of the results
   const float* x;
@@ -233,6 +233,7 @@ struct Kernels {
   void (*map)(const MapArgs&);
   void (*pool)(const PoolArgs&);
   void (*halve)(const HalveArgs&);
+  void (*halve_planar)(const HalveArgs&);
   void (*pool_row)(const PoolRowArgs&);
   void (*normalize)(const ReduceArgs&, const float* x, float* out);
   void (*softmax)(const ReduceArgs&, const float* x, float* out);

@@ -32,6 +32,7 @@ class PoolStep : public Step {
     float* to = out->pixels(run.arena) + c * out->plane;
     if (layout_.planar) {
       std::fill(to, to + out->vectors * layout_.lanes, 0.0f);
+      if (halves(op_, in_.shape)) return halve(from, to, run.images);
       const float nothing = op_.kind == SPLORE_MAX_POOL ? -std::numeric_limits<float>::infinity() : 0.0f;
       std::fill(scratch.gathered, scratch.gathered + line_floats(), nothing);
     }
@@ -73,6 +74,16 @@ class PoolStep : public Step {
       args.scale = scale(rows, first);
       kernels_.pool(args);
       x += same;
+    }
+  }
+
+  void halve(const float* from, float* to, int images) const {
+    HalveArgs args{};
+    args.channels = 1, args.rows = out->shape.h, args.columns = out->shape.w;
+    args.row = in_.row, args.out_row = out->row;
+    for (int i = 0; i < images; i++) {
+      args.x = from + i * in_.image, args.out = to + i * out->image;
+      kernels_.halve_planar(args);
     }
   }
 

@@ -200,8 +200,9 @@ void Team::run_loose(const std::function<void(int)>& work) {
 
 void Team::run_present(double milliseconds, const std::function<void(int)>& ready, const std::function<void(int)>& work) {
   const int count = int(helpers_.size());
-  std::atomic<int> busy{count}, come{0};
-  std::atomic<bool> begun{false};
+  alignas(64) std::atomic<int> busy{count};
+  alignas(64) std::atomic<int> come{0};
+  alignas(64) std::atomic<bool> begun{false};
   std::vector<int> places(size_t(count) + 1, 0);  // in the smaller team, by the place in the whole one
   const std::function<void(int)> wait_and_work = [&](int index) {
     come.fetch_add(1, std::memory_order_relaxed);

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
 from math import prod
 from typing import Any, TypeVar
@@ -68,12 +69,20 @@ class Flow:
 
         A value is let go of when nothing reads it any more.
         """
-        last_use = {value: number for number, reads in enumerate(self.reads) for value in reads}
-        last_use |= dict.fromkeys(self.results, len(self.reads))
         values, made = dict(enumerate(inputs)), len(inputs)
-        for number, (segment, reads) in enumerate(zip(segments, self.reads, strict=True)):
+        for segment, reads, unread in zip(segments, self.reads, self._unread, strict=True):
             for output in call(segment, [values[value] for value in reads]):
                 values[made] = output
                 made += 1
-            values = {value: held for value, held in values.items() if last_use.get(value, -1) > number}
+            for value in unread:
+                values.pop(value, None)
         return [values[value] for value in self.results]
+
+    @cached_property
+    def _unread(self) -> list[list[int]]:
+        """The values that nothing reads any more after each segment, once they were read."""
+        last_use = {value: number for number, reads in enumerate(self.reads) for value in reads}
+        return [
+            [value for value, last in last_use.items() if last == number and value not in self.results]
+            for number in range(len(self.reads))
+        ]

@@ -17,14 +17,15 @@ from splore.engine.weight import Floats
 from splore.engine.words import raw_program
 from splore.machine import usable_cores
 
+Message = ctypes.c_char * 500  # what an error says
+
 
 class NativeProgram:
     """A program in the native engine. Any number of threads may use it at once.
 
     `isa` is avx512vnni, avx512, avxvnni, avx2 or generic; None takes SPLORE_ISA, or the best that the machine has.
-    `threads` work on a run
-    (default: every core that this process may use). `deterministic` gives an image the same result to the bit, whatever
-    the batch and the engine. Plans hold at most `plan_bytes` of packed weights; 0 takes 256 MiB, or four times the
+    `threads` work on a run (default: every core that this process may use). `deterministic` gives an image the same
+    result to the bit, whatever the batch and the engine. Plans hold at most `plan_bytes` of packed weights; 0 takes 256 MiB, or four times the
     program's arrays. Raises NativeError where the library can't be loaded, or has no such instruction set.
     """
 
@@ -131,7 +132,7 @@ class NativeProgram:
         return text.value.decode()
 
     def _call(self, name: str, *arguments: object) -> None:
-        error = ctypes.create_string_buffer(500)
+        error = Message()
         if getattr(self._library, name)(*arguments, error, len(error)):
             raise NativeError(error.value.decode(errors="replace"))
 
