@@ -87,14 +87,14 @@ def test_what_depends_on_the_size_otherwise_is_refused(function, message):
 
 
 def test_an_engine_captures_the_model_anew_for_another_size_and_keeps_the_last_few(monkeypatch):
-    monkeypatch.setattr("splore.engine.engine.SIZES", 2)
+    monkeypatch.setattr("splore.engine.sizes.MOST", 2)
     model = lively(Segmenter())
     engine = compile(model, torch.randn(1, 3, 16, 16), 1)
     expect_equal(engine, model, (16, 16), (32, 16), (24, 24), (32, 16), (40, 16))
-    assert list(engine._others) == [((3, 32, 16),), ((3, 40, 16),)]
-    first = engine._others[(3, 32, 16),]
+    assert list(engine._sizes._engines) == [((3, 32, 16),), ((3, 40, 16),)]
+    first = engine._sizes._engines[(3, 32, 16),]
     engine(torch.randn(1, 3, 32, 16))
-    assert engine._others[(3, 32, 16),] is first
+    assert engine._sizes._engines[(3, 32, 16),] is first
     model.first.weight.data.zero_()  # the engine is a snapshot, for other sizes too
     assert engine(torch.ones(1, 3, 48, 16))["out"].abs().max() > 0
 
@@ -103,14 +103,14 @@ def test_a_known_size_does_not_wait_while_another_is_planned():
     model = lively(Segmenter())
     engine = compile(model, torch.randn(1, 3, 16, 16), 1)
     expect_equal(engine, model, (32, 16))
-    plan, begun, go_on = engine._recompile, threading.Event(), threading.Event()
+    plan, begun, go_on = engine._sizes._make, threading.Event(), threading.Event()
 
     def slowly(inputs):
         begun.set()
         assert go_on.wait(60)
         return plan(inputs)
 
-    engine._recompile = slowly
+    engine._sizes._make = slowly
     other = threading.Thread(target=engine, args=(torch.randn(1, 3, 40, 16),))
     other.start()
     assert begun.wait(60)
@@ -118,7 +118,7 @@ def test_a_known_size_does_not_wait_while_another_is_planned():
     assert other.is_alive()
     go_on.set()
     other.join()
-    assert list(engine._others) == [((3, 32, 16),), ((3, 40, 16),)]
+    assert list(engine._sizes._engines) == [((3, 32, 16),), ((3, 40, 16),)]
 
 
 def test_a_size_that_the_model_refuses_is_an_error_that_says_so():

@@ -11,8 +11,6 @@ This module imports no torch; only `splore.compile` and `Engine.as_module` do.
 import math
 import os
 import sys
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,6 +24,7 @@ from splore.engine.in_torch import SegmentInTorch, as_tensors, run_torch
 from splore.engine.interface import Interface, load_interface, load_task
 from splore.engine.program import Floats, Program
 from splore.engine.program_segment import ProgramSegment, median_ms
+from splore.engine.sizes import Sizes
 from splore.machine import usable_cores
 from splore.task import Task
 
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 
 
 Images = TypeVar("Images", bound=Any)  # a NumPy array or a torch tensor
-SIZES = 4  # other heights and widths whose plans an engine keeps
 
 
 class Engine:
@@ -87,10 +85,10 @@ class Engine:
         self._one_thread = False  # in torch, where that is faster beside the threads of the programs
         self._flow = flow or Flow.chain(len(segments))
         self._packed = packed  # several inputs, which the program takes one after another
-        self._deterministic, self._any_size, self._recompile = deterministic, any_size, recompile
+        self._deterministic, self._any_size = deterministic, any_size
         self._image_bytes = memory.IMAGE_BYTES
-        self._others: OrderedDict[tuple, Engine] = OrderedDict()  # of other sizes, the latest last
-        self._planning, self._looking = threading.Lock(), threading.Lock()
+        make = recompile if any_size is None else self._resized
+        self._sizes = None if make is None else Sizes(make)
         self._dense: tuple[nn.Module, str] | None = None  # the torch model where it wins, and what the timing said
 
     @classmethod
@@ -150,7 +148,7 @@ class Engine:
         if len({len(x) for x in values}) != 1:
             raise ValueError(f"expected inputs of one batch, found {[len(x) for x in values]}")
         own = all(x.shape[1:] == shape for x, shape in zip(values, shapes, strict=True))
-        engine = self if own else self._of_size(values)
+        engine = self if own or self._sizes is None else self._sizes.engine(values)
         results = engine._run(values)
         torch: Any = sys.modules.get("torch")
         is_tensor = torch is not None and isinstance(inputs[0], torch.Tensor)
@@ -169,8 +167,7 @@ class Engine:
                 f"expected a NumPy array or a torch tensor, found {type(x).__name__}{' that is nested' * is_tensor}"
             )
         is_float = x.dtype == (torch.float32 if is_tensor else np.float32)
-        others = self._any_size is not None or self._recompile is not None
-        fixed = shape[:1] if others and len(shape) > 1 else shape
+        fixed = shape[:1] if self._sizes is not None and len(shape) > 1 else shape
         if not is_float or x.ndim != len(shape) + 1 or tuple(x.shape[1 : len(fixed) + 1]) != fixed:
             expected = ", ".join(map(str, ("N", *shape)))
             raise ValueError(f"expected float32 of shape ({expected}), found {x.dtype} of shape {tuple(x.shape)}")
@@ -183,39 +180,12 @@ class Engine:
                 f"expected a tensor with numbers in memory, found {type(x).__name__}: use `as_module()` in a graph"
             ) from error
 
-    def _of_size(self, inputs: Sequence[Floats]) -> "Engine":
-        """The engine for images of another size than this one's, like those of a batch.
-
-        One size is planned at a time; who has images of a size that is known does not wait for that.
-        """
-        size = tuple(x.shape[1:] for x in inputs)
-        if (known := self._known(size)) is not None:
-            return known
-        with self._planning:
-            if (known := self._known(size)) is not None:  # it was planned meanwhile
-                return known
-            if self._any_size is not None:
-                (segment,) = self._segments
-                assert isinstance(segment, ProgramSegment)
-                made = self._resized(segment.program, self._any_size, inputs[0])
-            else:
-                assert self._recompile is not None
-                made = self._recompile(inputs)
-            with self._looking:
-                self._others[size] = made
-                if len(self._others) > SIZES:
-                    self._others.popitem(last=False)
-        return made
-
-    def _known(self, size: tuple) -> "Engine | None":
-        with self._looking:
-            if size in self._others:
-                self._others.move_to_end(size)
-            return self._others.get(size)
-
-    def _resized(self, program: Program, any_size: AnySize, x: Floats) -> "Engine":
+    def _resized(self, inputs: Sequence[Floats]) -> "Engine":
+        """The engine by the rules of `any_size` for images like those of a batch."""
+        (segment,), (x,) = self._segments, inputs
+        assert isinstance(segment, ProgramSegment) and self._any_size is not None
         c, height, width = x.shape[1:]
-        program = resized(program, any_size, (c, height, width))
+        program = resized(segment.program, self._any_size, (c, height, width))
         memory.check(program, self._image_bytes)
         structure, (input, output) = self._flow.structure, program.caller_shapes
         if isinstance(structure, Packed):
@@ -228,10 +198,11 @@ class Engine:
         return engine
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_recompile": None, "_others": OrderedDict(), "_planning": None, "_looking": None}
+        return self.__dict__ | {"_sizes": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state | {"_planning": threading.Lock(), "_looking": threading.Lock()}
+        self.__dict__ |= state
+        self._sizes = None if self._any_size is None else Sizes(self._resized)
 
     def plan(self, batch: int) -> None:
         """Chooses the kernels for a batch size by timing them: moments for a small network, seconds for a large one.
