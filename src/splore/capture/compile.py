@@ -31,10 +31,11 @@ def compile(
     """Compiles a model in eval mode for inputs like the example (N, C, H, W) or (N, C), of any batch size.
 
     Of one within `torch.compile`, DataParallel, DDP, `AveragedModel` or timm's averages, the network within is taken.
-    The model may hold decomposed layers, dense ones, or both; what the engine does not know runs in torch. Every choice
-    is timed on this machine, with `threads` threads (default: every core that this process may use) and with the batch
-    size of the example, and those of `batches`: other sizes run by the plans of these. Where the dense network is
-    faster in torch, it runs there, and the summary says so. `deterministic` gives an image the same result to the bit,
+    The model may hold decomposed layers, dense ones, or both; what the engine does not know runs in torch, or in
+    ONNX Runtime where that is installed and faster. Every choice is timed on this machine, with `threads` threads
+    (default: every core that this process may use) and with the batch size of the example, and those of `batches`:
+    other sizes run by the plans of these. Where the dense network is faster there, it runs there, and the summary says
+    so. `deterministic` gives an image the same result to the bit,
     whatever the batch and the engine, and never runs in torch. The engine is a snapshot: it stays what it is
     when the model is trained further. A model with `activation_ranges` (see `splore.quantize`) runs in eight bits, or
     in float32 where that is faster.
@@ -105,7 +106,7 @@ def _compiled(
         floats = planned(None)
         ours, theirs = median_ms(lambda: engine(*x), lambda: floats(*x))
         engine = engine if ours <= theirs else floats
-    engine.prefer_faster(captured.dense, x)
+    engine.prefer_faster(TorchSegment.whole(captured.dense, len(x)), x)
     return engine
 
 

@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from splore.capture.lowering import Exported, module_name
+from splore.capture.onnx_segment import faster
 from splore.capture.partition import Piece, is_batch, tells_batch
+from splore.engine.in_torch import SegmentInTorch
 
 
 class _Timed(fx.Interpreter):
@@ -28,23 +31,42 @@ class _Timed(fx.Interpreter):
         return found
 
 
+class _Results(nn.Module):
+    """A model that gives a tuple of the tensors that its model gives in whatever structure."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(leaf for leaf in tree_leaves(self.model(*inputs)) if isinstance(leaf, Tensor))
+
+
 @dataclass(frozen=True)
 class TorchSegment:
     """Runs in torch: `graph` takes values and gives a tuple of them.
 
-    `reasons` says why it is no program, by operator.
+    `batched` says of which values the first dimension is the batch, and `reasons` why it is no program, by operator.
     """
 
-    graph: fx.GraphModule
+    graph: nn.Module
+    batched: tuple[bool, ...]
     reasons: Mapping[str, str]
+    runtime = "torch"
+    note = ""
 
     @torch.no_grad()
     def __call__(self, *values: Tensor) -> tuple[Tensor, ...]:
         return self.graph(*values)
 
+    def faster(self, threads: int, *values: Tensor) -> SegmentInTorch:
+        """What runs this part faster on values like these: torch, or ONNX Runtime."""
+        return faster(self, self.graph, self.batched, values, threads)
+
     @torch.no_grad()
     def costs(self, *values: Tensor) -> dict[str, float]:
         """The milliseconds of each operator, by the names that `reasons` has."""
+        assert isinstance(self.graph, fx.GraphModule)
         timed = _Timed(self.graph)
         timed.run(*values)  # what is made at first is made now
         timed.ms.clear()
@@ -53,10 +75,15 @@ class TorchSegment:
 
     def digest(self, update: Callable[[bytes], object]) -> None:
         """Tells all that decides what it gives: its operators and its constants."""
-        update(str(self.graph.graph).encode())
+        update(str(getattr(self.graph, "graph", self.graph)).encode())
         for name, tensor in self.graph.state_dict().items():
             update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+
+    @classmethod
+    def whole(cls, model: nn.Module, inputs: int) -> "TorchSegment":
+        """A model of so many inputs."""
+        return cls(_Results(model), (True,) * inputs, {})
 
     @classmethod
     def of(cls, piece: Piece, model: Exported) -> "TorchSegment":
@@ -82,4 +109,5 @@ class TorchSegment:
         for node in piece.nodes:
             copy(node)
         graph.output(tuple(copy(output) for output in piece.outputs))
-        return cls(fx.GraphModule(root, graph), piece.reasons)
+        batched = tuple(tells_batch(source, model) for source in piece.inputs)
+        return cls(fx.GraphModule(root, graph), batched, piece.reasons)

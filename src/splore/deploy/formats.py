@@ -3,13 +3,8 @@
 The networks come from `splore.deploy.cheapest`, but for the compact ONNX file; `x` is an example batch (2, C, H, W).
 """
 
-import contextlib
-import io
 import json
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +14,7 @@ from torch import Tensor, nn
 
 from splore.capture.compile import compile
 from splore.capture.export import densified
+from splore.capture.onnx_segment import quiet_exporters
 from splore.deploy.cheapest import cheapest
 from splore.deploy.runtimes import Run, executorch_program, onnx_session, openvino_model, torch_program
 from splore.design.layers import decomposed_layers
@@ -76,7 +72,7 @@ def to_openvino(model: nn.Module, x: Tensor, path: Path, threads: int) -> Run:
 def to_pt2(model: nn.Module, x: Tensor, path: Path, threads: int) -> Run:
     """A program of `torch.export`, with an open batch size."""
     task = task_of(model)
-    with _quiet():
+    with quiet_exporters():
         program = torch.export.export(cheapest(model), (x,), dynamic_shapes=_open_batch())
         torch.export.save(program, path, extra_files={"task.json": "" if task is None else json.dumps(task.to_json())})
     return torch_program(path)
@@ -84,7 +80,7 @@ def to_pt2(model: nn.Module, x: Tensor, path: Path, threads: int) -> Run:
 
 def to_executorch(model: nn.Module, x: Tensor, path: Path, threads: int) -> Run:
     """A program for ExecuTorch with XNNPACK's kernels, for one image at a time."""
-    with _quiet():
+    with quiet_exporters():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
@@ -117,7 +113,7 @@ def to_engine(model: nn.Module, x: Tensor, path: Path, threads: int) -> Run:
 
 def _onnx(net: nn.Module, x: Tensor, path: Path, model: nn.Module, optimised: bool) -> None:
     task = task_of(model)
-    with _quiet():
+    with quiet_exporters():
         program = torch.onnx.export(
             net,
             (x,),
@@ -137,16 +133,3 @@ def _onnx(net: nn.Module, x: Tensor, path: Path, model: nn.Module, optimised: bo
 
 def _open_batch() -> tuple:
     return ({0: torch.export.Dim("batch", min=1)},)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the warnings and lines of the exporters, and without gradients."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

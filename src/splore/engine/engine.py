@@ -75,7 +75,7 @@ class Engine:
             raise ValueError(f"expected at least one thread, found {threads}")
         self.threads = threads or usable_cores()
         self.input, self.output, self.task = input, output, task
-        in_torch = "\n".join(plan_table.of_torch(s.reasons) for s in segments if hasattr(s, "reasons"))
+        in_torch = "\n".join(plan_table.of_torch(s) for s in segments if not isinstance(s, Program | ProgramSegment))
         if deterministic and in_torch:
             raise ValueError(f"a part of this model needs torch, which promises no result to the bit:\n{in_torch}")
         self._segments = [
@@ -89,7 +89,7 @@ class Engine:
         self._image_bytes = memory.IMAGE_BYTES
         make = recompile if any_size is None else self._resized
         self._sizes = None if make is None else Sizes(make)
-        self._dense: tuple[nn.Module, str] | None = None  # the torch model where it wins, and what the timing said
+        self._dense: tuple[SegmentInTorch, str] | None = None  # where it wins, and what the timing said
 
     @classmethod
     def load(
@@ -127,7 +127,7 @@ class Engine:
         Raises ValueError where a part of it needs torch, or it gives something else than tuples, lists and dicts.
         """
         if len(self._segments) != 1 or not isinstance(self._segments[0], ProgramSegment):
-            in_torch = "\n".join(plan_table.of_torch(s.reasons) for s in self._segments if hasattr(s, "reasons"))
+            in_torch = "\n".join(plan_table.of_torch(s) for s in self._segments if not isinstance(s, ProgramSegment))
             raise ValueError(f"a part of this model needs torch, so it can't be saved to run without:\n{in_torch}")
         segment = self._segments[0]
         structure = self._flow.structure
@@ -220,7 +220,7 @@ class Engine:
         """What runs where, and how fast: the plan for the batch that ran last, as a table."""
         parts = [] if self._dense is None else [self._dense[1]]
         parts += [
-            s.summary() if isinstance(s, ProgramSegment) else plan_table.of_torch(s.reasons, self._costs.get(number))
+            s.summary() if isinstance(s, ProgramSegment) else plan_table.of_torch(s, self._costs.get(number))
             for number, s in enumerate(self._segments)
         ]
         parts += ["The parts in torch run on one thread, which is faster here."] if self._one_thread else []
@@ -238,23 +238,37 @@ class Engine:
             raise ValueError("an operator gives one tensor, found a model that gives several, or a dict")
         return EngineModule(self)
 
-    def prefer_faster(self, dense: "nn.Module", example_inputs: "Sequence[Tensor]") -> None:
-        """Times the engine against a torch model that computes the same, and from now on runs the faster one."""
+    def prefer_faster(self, dense: SegmentInTorch, example_inputs: "Sequence[Tensor]") -> None:
+        """Times the engine against the dense model, and from now on runs the faster one."""
         x = [each.detach().numpy() for each in example_inputs]
         if not len(x[0]) or not any(isinstance(segment, ProgramSegment) for segment in self._segments):
             return
         self._one_thread = False
         if not all(isinstance(segment, ProgramSegment) for segment in self._segments):
+            self._run(x, look=self._choose_runtime)
             many, one = median_ms(lambda: self._run(x), lambda: self._run(x, one_thread=True))
             self._one_thread = one < many
-            self._run(x, note_costs=True)
+            self._run(x, look=self._note_costs)
         ours, theirs = median_ms(lambda: self._run(x), lambda: run_torch(dense, x))
         if theirs < 0.95 * ours:
-            verdict = f"Runs the dense network in torch, {theirs:.3g} ms for a batch of {len(x[0])}"
+            dense = dense.faster(self.threads, *as_tensors(x))
+            took = dense.note or f" {theirs:.3g} ms"
+            verdict = f"Runs the dense network in {dense.runtime},{took} for a batch of {len(x[0])}"
             self._dense = dense, f"{verdict}: the plan below takes {ours:.3g} ms."
 
-    def _run(self, inputs: Sequence[Floats], one_thread: bool = False, note_costs: bool = False) -> list:
-        """The results, in order."""
+    def _choose_runtime(self, segment: SegmentInTorch, values: Sequence) -> None:
+        self._segments[self._segments.index(segment)] = segment.faster(self.threads, *as_tensors(values))
+
+    def _note_costs(self, segment: SegmentInTorch, values: Sequence) -> None:
+        self._costs[self._segments.index(segment)] = segment.costs(*as_tensors(values))
+
+    def _run(
+        self,
+        inputs: Sequence[Floats],
+        one_thread: bool = False,
+        look: Callable[[SegmentInTorch, Sequence], None] | None = None,
+    ) -> list:
+        """The results, in order; `look` sees what each part in torch reads."""
         if self._dense is not None:
             return run_torch(self._dense[0], inputs)
         if self._packed:
@@ -262,8 +276,10 @@ class Engine:
         alone = one_thread or self._one_thread
 
         def call(segment: "ProgramSegment | SegmentInTorch", values: list) -> Sequence:
-            if note_costs and not isinstance(segment, ProgramSegment):
-                self._costs[self._segments.index(segment)] = segment.costs(*as_tensors(values))
-            return [segment(*values)] if isinstance(segment, ProgramSegment) else run_torch(segment, values, alone)
+            if isinstance(segment, ProgramSegment):
+                return [segment(*values)]
+            if look is not None:
+                look(segment, values)
+            return run_torch(segment, values, alone)
 
         return self._flow.run(self._segments, inputs, call)

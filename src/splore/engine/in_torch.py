@@ -13,17 +13,28 @@ if TYPE_CHECKING:
 
 
 class SegmentInTorch(Protocol):
-    """A part of a captured model that stays in torch; `reasons` says why it is no program, by operator."""
+    """A part of a captured model that is no program: `reasons` says why, by operator. It runs in torch, or in another
+    `runtime` that takes torch's operators; the `note` says how long."""
+
+    @property
+    def runtime(self) -> str: ...
+
+    @property
+    def note(self) -> str: ...
 
     @property
     def reasons(self) -> Mapping[str, str]: ...
+
+    def faster(self, threads: int, *values: "Tensor") -> "SegmentInTorch":
+        """What runs this part faster on values like these."""
+        ...
 
     def digest(self, update: "Callable[[bytes], object]") -> None:
         """Tells all that decides what it gives."""
         ...
 
     def costs(self, *values: "Tensor") -> Mapping[str, float]:
-        """The milliseconds of each operator for values like these."""
+        """The milliseconds of each operator in torch for values like these."""
         ...
 
     def __call__(self, *values: "Tensor") -> "Sequence[Tensor]":

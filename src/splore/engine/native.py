@@ -25,8 +25,9 @@ class NativeProgram:
 
     `isa` is avx512vnni, avx512, avxvnni, avx2 or generic; None takes SPLORE_ISA, or the best that the machine has.
     `threads` work on a run (default: every core that this process may use). `deterministic` gives an image the same
-    result to the bit, whatever the batch and the engine. Plans hold at most `plan_bytes` of packed weights; 0 takes 256 MiB, or four times the
-    program's arrays. Raises NativeError where the library can't be loaded, or has no such instruction set.
+    result to the bit, whatever the batch and the engine. Plans hold at most `plan_bytes` of packed weights; 0 takes
+    256 MiB, or four times the program's arrays. Raises NativeError where the library can't be loaded, or has no such
+    instruction set.
     """
 
     def __init__(

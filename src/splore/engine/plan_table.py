@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from splore.engine.in_torch import SegmentInTorch
 from splore.engine.program import Conv, Op, Pool, Program, Shape
 from splore.engine.tensor_ops import Combine
 
@@ -57,13 +58,15 @@ def _speed(steps: Sequence[Mapping[str, Any]]) -> tuple[str, str, str]:
     return _number(ms), _number(macs / ms / 1e6), f"{100 * share:.0f} %"
 
 
-def of_torch(reasons: Mapping[str, str], costs: Mapping[str, float] | None = None) -> str:
-    """A part of the model that runs in torch, with the reasons, and the milliseconds where they were measured."""
-    costs = costs or {}
+def of_torch(segment: SegmentInTorch, costs: Mapping[str, float] | None = None) -> str:
+    """A part of the model that is no program, with the reasons, and the milliseconds in torch where they were
+    measured."""
+    costs, reasons = costs or {}, segment.reasons
     took = {operator: f", {costs[operator]:.3g} ms" for operator in reasons if operator in costs}
     lines = [f"  {operator}: {reason}{took.get(operator, '')}" for operator, reason in reasons.items()]
     total = [f"  with what is next to it: {sum(costs.values()):.3g} ms"] if costs else []
-    return "\n".join(["In torch:", *lines, *total])
+    note = f",{segment.note}, where its operators take" if segment.note else ""
+    return "\n".join([f"In {segment.runtime}{note}:", *lines, *total])
 
 
 def _kind(op: Op) -> str:
