@@ -28,6 +28,11 @@ def by_rows(weight):
         row.mul_(3)
 
 
+def other_data_and_a_write(weight):
+    weight.data = torch.ones(weight.shape)
+    weight.mul_(3)
+
+
 WRITES = {
     "an initialiser": lambda w: nn.init.kaiming_normal_(w),
     "a method of the data": lambda w: w.data.clamp_(-0.1, 0.1),
@@ -40,6 +45,8 @@ WRITES = {
     "an out argument": lambda w: torch.mul(w, 2, out=w),
     "a list of tensors": lambda w: torch._foreach_mul_([w], 3.0),
     "the data in new dress": lambda w: w.data.to(torch.float32).fill_(2),
+    "other data": lambda w: setattr(w, "data", w.detach() * 2),
+    "other data, and then a write": other_data_and_a_write,
     "a mask": lambda w: w.masked_fill_(w.abs() < 0.3, 0),
 }
 
@@ -70,6 +77,15 @@ def test_writes_one_after_another_into_one_tensor_add_up():
     torch.testing.assert_close(layer.weight.detach(), wanted)
 
 
+def test_an_operator_that_assigns_in_place_takes_effect():
+    layer = open_layer()
+    wanted = layer.weight.detach().clone() * 2 + 1
+    with torch.no_grad():
+        layer.weight *= 2
+        layer.weight += 1
+    torch.testing.assert_close(layer.weight.detach(), wanted)
+
+
 @pytest.mark.parametrize("write", ["copy_", "fill"])
 def test_a_write_that_the_mask_or_the_lack_of_S_forbids_is_refused_and_leaves_the_layer(write):
     for layer, message in ((conv(2), "entries of S were cut"), (conv(2, sparse=False), "without a sparse part")):
@@ -88,11 +104,19 @@ def test_a_write_that_keeps_to_the_mask_takes_effect():
     torch.testing.assert_close(layer.weight.detach(), before + layer.mask.view(4, 3, 3, 2).float())
 
 
-@pytest.mark.parametrize("value", [nn.Parameter(torch.zeros(5, 6)), torch.zeros(5, 6), None])
+@pytest.mark.parametrize("value", [nn.Parameter(torch.zeros(5, 6)), torch.zeros(5, 6), linear().weight, None])
 def test_the_weight_can_not_be_replaced_or_tied(value):
     layer = linear()
     with pytest.raises(ValueError, match="no parameter to be replaced"):
         layer.weight = value
+
+
+def test_it_can_not_be_given_other_memory_which_nobody_would_see():
+    layer = linear()
+    before = layer.weight.detach().clone()
+    with pytest.raises(ValueError, match="write into it"):
+        layer.weight.detach().set_(torch.zeros(5, 6))
+    assert torch.equal(layer.weight, before)
 
 
 @pytest.mark.parametrize("array", [lambda w: w.numpy(), np.asarray])

@@ -170,6 +170,19 @@ def test_a_frozen_layer_stays_frozen_whatever_is_done_to_it():
     assert [p.requires_grad for p in model.parameters()] == [True, True, True, True, False, False, False, True, True]
 
 
+def test_hooks_of_a_decomposed_layer_go_on_with_its_dense_one_and_with_a_compiled_program():
+    model, x = decomposable().eval(), torch.randn(2, 3, 8, 8)
+    decompose(model, Design(rank=2))
+    handle = model[0].register_forward_hook(lambda layer, given, out: 2 * out)
+    model[6].register_forward_pre_hook(lambda layer, args, kwargs: ((args[0] + 1,), kwargs), with_kwargs=True)
+    wanted = model(x)
+    torch.testing.assert_close(splore.compile(model, x)(x), wanted, rtol=1e-4, atol=1e-5)
+    materialise(model)
+    torch.testing.assert_close(model(x), wanted, rtol=1e-4, atol=1e-5)
+    handle.remove()
+    assert not torch.allclose(model(x), wanted, atol=1e-3)
+
+
 # What can't be
 
 

@@ -1,6 +1,9 @@
 """Layers that are used otherwise than by being called: followed, or named with the reason."""
 
 import types
+from collections import deque
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -29,6 +32,13 @@ KEEPERS = {
     "a bare attribute": lambda m: object.__setattr__(m, "again", m.a),
     "a bound method": lambda m: setattr(m, "call", m.a.forward),
     "its weight in a list": lambda m: setattr(m, "weights", [m.a.weight]),
+    "a partial call": lambda m: setattr(m, "call", partial(m.a)),
+    "a closure": lambda m: setattr(m, "call", (lambda layer: lambda x: layer(x))(m.a)),
+    "a default of a function": lambda m: setattr(m, "call", lambda x, layer=m.a: layer(x)),
+    "a deque": lambda m: setattr(m, "layers", deque([m.a])),
+    "an object": lambda m: setattr(m, "keeper", SimpleNamespace(layer=m.a)),
+    "a detached weight": lambda m: setattr(m, "weight", m.a.weight.detach()),
+    "a buffer in its memory": lambda m: m.register_buffer("weight", m.a.weight.data),
 }
 
 
@@ -38,6 +48,15 @@ def test_a_layer_that_is_kept_elsewhere_stays_dense_and_is_named(keep):
     summary = decompose(model, Design(rank=2))
     assert list(summary.ranks) == ["b"] and "in a list or an attribute too" in summary.dense["a"]
     assert type(model.a) is nn.Linear
+
+
+def test_an_optimiser_a_compilation_and_a_cycle_of_objects_keep_no_layer_from_being_decomposed():
+    model = torch.compile(nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 20)), backend="eager")
+    model(torch.randn(2, 20))
+    cycle = SimpleNamespace(optimizer=torch.optim.SGD(model.parameters(), 0.1))
+    cycle.again, model.cycle = cycle, cycle
+    summary = decompose(model, Design(rank=2))
+    assert len(summary.ranks) == 2 and not summary.dense
 
 
 def shared_memory(model):

@@ -1,6 +1,7 @@
 """An optimiser must hold the parameters that the model has now, and its steps must run hooks, whatever wraps it."""
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from nets import decomposable
 from torch import nn
 from torch.optim import SGD, AdamW
 
-from splore.design.decompose import Design, decompose
+from splore.design.decompose import Design, decompose, materialise
 from splore.design.layers import decomposed_layers
 from splore.postprocess.prune import prune
 from splore.postprocess.rank_cut import cut_ranks
@@ -52,6 +53,49 @@ def test_an_optimiser_of_the_ranks_before_is_refused_first_and_on_the_way(hang, 
     with pytest.raises(ValueError, match="build the optimiser after cuts"):
         hang(model, optimizer)
     hang(model, SGD(model.parameters(), 0.1))
+
+
+CHANGES = {
+    "materialised": materialise,
+    "anew": lambda model: decompose(materialise(model), Design(rank=3)),
+    "one more": lambda model: decompose(model, Design(rank=1, include=("late",))),
+}
+
+
+@hangers
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_layers_that_are_decomposed_or_replaced_later_are_told_before_the_next_step(hang, change):
+    model = decomposed()
+    model.add_module("late", nn.Linear(10, 10))
+    optimizer = SGD(model.parameters(), 0.1)
+    hang(model, optimizer)
+    step(model, optimizer)
+    change(model)
+    with pytest.raises(ValueError, match="decomposed or replaced after"):
+        optimizer.step()
+
+
+@hangers
+def test_a_module_that_holds_decomposed_layers_may_be_wrapped_on_the_way(hang):
+    model = nn.Sequential(decomposed(), nn.Identity())
+    optimizer = SGD(model.parameters(), 0.1)
+    hang(model, optimizer)
+    model[0] = nn.DataParallel(model[0])
+    step(model, optimizer)
+
+
+@pytest.mark.parametrize("proximal", [True, False])
+def test_penalties_fall_where_the_optimiser_climbs(proximal):
+    model = decomposed()
+    optimizer = SGD(model.parameters(), 0.1, maximize=True)
+    attached = attach(model, optimizer, l1=0.1, frobenius=0.1, nuclear=0.1, proximal=proximal)
+    found = [(attached.l1.penalty().item(), attached.frobenius.penalty().item())]
+    for _ in range(3):
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        found.append((attached.l1.penalty().item(), attached.frobenius.penalty().item()))
+    assert all(a > b for before, after in pairwise(found) for a, b in zip(before, after, strict=True))
 
 
 @hangers

@@ -1,5 +1,7 @@
 """Eight bits for a whole model: rounded weights, measured ranges, and what becomes of its outputs."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -121,7 +123,25 @@ def test_what_can_not_be_quantised_is_said():
     with pytest.raises(ValueError, match="at least one image"):
         splore.quantize(dense(), images(), images=0)
     with pytest.raises(ValueError, match="one tensor of inputs"):
-        splore.quantize(dense(), [{"x": torch.zeros(1, 3, 9, 9)}])
+        splore.quantize(dense(), [((torch.zeros(1, 3, 9, 9), torch.zeros(1)), torch.zeros(1))])
+    with pytest.raises(ValueError, match="takes none of"):
+        splore.quantize(dense(), [{"sound": torch.zeros(1, 3, 9, 9), "rate": torch.zeros(1)}])
+
+
+BATCHES = {
+    "tuples": lambda x: (x, torch.zeros(len(x))),
+    "lists": lambda x: [x],
+    "tuples of tuples": lambda x: ((x,), torch.zeros(len(x))),
+    "dicts": lambda x: {"pixel_values": x, "labels": torch.zeros(len(x))},
+    "dicts by the parameter": lambda x: {"input": x, "other": torch.zeros(len(x))},
+}
+
+
+@pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
+def test_batches_may_be_tuples_lists_or_dicts(batch):
+    model, given = dense().eval(), images(16)
+    wanted = splore.quantize(copy.deepcopy(model), given)
+    assert splore.quantize(model, [batch(x) for x in given]) == wanted
 
 
 def test_ranges_are_measured_on_values_of_the_whole_net():

@@ -41,6 +41,21 @@ def test_the_penalty_is_the_scaled_sum_of_magnitudes(scaling):
     assert L1(model, 0.3, scaling).penalty().item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sums_over_many_entries_in_half_precision_are_right_and_finite(dtype):
+    model = nn.Sequential(nn.Linear(2048, 512).to(dtype))
+    decompose(model, Design(rank=4))
+    layer = model[0]
+    with torch.no_grad():
+        for part in (layer.A, layer.B, layer.S):
+            part.fill_(0.5)
+    l1, decay = L1(model, 1.0, Scaling.NONE).penalty(), FrobeniusDecay(model, 1e-4).penalty()
+    assert l1.item() == pytest.approx(0.5 * 2048 * 512, rel=1e-5)
+    assert decay.item() == pytest.approx(0.5e-4 * 2048 * 512, rel=1e-5)  # each entry of A·B is 1
+    (l1 + decay).backward()
+    assert (layer.S.grad == 1).all() and layer.A.grad.dtype == dtype and layer.A.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("scaling", [*Scaling])
 def test_the_gradient_of_the_penalty_is_the_scaled_sign(scaling):
     model = decomposed()

@@ -74,15 +74,31 @@ def run(model: nn.Module, inputs: object) -> Any:  # noqa: ANN401 - a model may 
             f"type {type(inputs).__name__}"
         )
     named = _named(model, inputs)
-    if named:
-        return model(**named)
+    return model(**named) if named else model(_argument(inputs))
+
+
+def one_input(model: nn.Module, inputs: object) -> Tensor:
+    """The one tensor that `run` gives a model for the inputs of a batch. Raises ValueError where it gives others."""
+    if isinstance(inputs, Mapping) and inputs:
+        inputs = list(_named(model, inputs).values()) or _argument(inputs)
+    if isinstance(inputs, tuple | list) and len(inputs) == 1:
+        inputs = inputs[0]
+    if not isinstance(inputs, Tensor):
+        raise ValueError(
+            f"expected batches that are, or begin with, one tensor of inputs, found {type(inputs).__name__}"
+        )
+    return inputs
+
+
+def _argument(inputs: Mapping) -> Any:  # noqa: ANN401
+    """The entry of a dict that is the argument of a model which has no parameters of such names."""
     key = next((key for key in (*INPUTS, *(inputs if len(inputs) == 1 else ())) if key in inputs), None)
     if key is None:
         raise ValueError(
             f"the model takes none of {sorted(map(str, inputs))}: name the entry of the batch as the parameter of "
             f"its forward, or one of {', '.join(INPUTS)}"
         )
-    return model(inputs[key])
+    return inputs[key]
 
 
 def _named(model: nn.Module, inputs: Mapping) -> dict[str, Any]:

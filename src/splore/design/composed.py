@@ -42,6 +42,14 @@ class ComposedWeight(Tensor):
             return composed
         return _marked(composed, owner, composed)
 
+    def is_of(self, owner: Owner) -> bool:
+        """Whether it is the whole weight of this layer, and no view of another form."""
+        return self.owner is owner and _places(self) == _places(self.composed)
+
+    def set_(self, *_: object) -> Tensor:  # type: ignore[override]
+        """Refused: PyTorch tells no subclass of it."""
+        raise ValueError("a weight A·B + S can't be given other memory: write into it, as by copy_")
+
     @classmethod
     def __torch_function__(
         cls, func: Callable, types: Sequence[type], args: Sequence = (), kwargs: Mapping[str, Any] | None = None
@@ -49,12 +57,17 @@ class ComposedWeight(Tensor):
         name = getattr(func, "__name__", "")
         with torch._C.DisableTorchFunctionSubclass():
             weights = {id(t): (t, t._version) for t in _weights((*args, *(kwargs or {}).values()))}
+            whole = [weight for weight, _ in weights.values() if _places(weight) == _places(weight.composed)]
             if name in ("__deepcopy__", "__reduce_ex__"):  # a copy knows no layer
                 return getattr(args[0].as_subclass(Tensor), name)(*args[1:])
             result = func(*args, **(kwargs or {}))
             for weight, version in weights.values():
                 if weight._version != version and func is not Tensor.requires_grad_:
                     weight.owner.absorb(weight.composed)
+            for weight in whole:
+                if weight.data_ptr() != weight.composed.data_ptr():  # it was given other memory, as by `.data =`
+                    weight.owner.absorb(weight.as_subclass(Tensor))
+                    weight.composed = weight.detach().as_subclass(Tensor)
             if isinstance(result, np.ndarray):
                 result.flags.writeable = False  # for what is written there, nobody sees
             return _views(result, [weight for weight, _ in weights.values()])
@@ -64,6 +77,11 @@ def _marked(tensor: Tensor, owner: Owner, composed: Tensor) -> Tensor:
     weight = tensor.as_subclass(ComposedWeight)
     weight.owner, weight.composed = owner, composed
     return weight
+
+
+def _places(tensor: Tensor) -> tuple[object, ...]:
+    """Where the entries of a tensor lie."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
 def _weights(values: Sequence) -> Iterator[ComposedWeight]:

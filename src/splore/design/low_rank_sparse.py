@@ -19,7 +19,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from splore.design.blocks import Blocks
 from splore.design.composed import ComposedWeight
 from splore.design.matrix import Scheme, fold, matrix_shape, unfold
-from splore.design.own_forward import Shell, has_own_forward
+from splore.design.own_forward import HOOKS, Shell, has_own_forward
 from splore.design.wrappers import Lineage
 
 KINDS = (nn.Linear, nn.Conv2d, nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -150,14 +150,17 @@ class LowRankSparse(nn.Module):
         raise NotImplementedError
 
     def to_dense(self) -> nn.Module:
-        """A layer of the dense one's class that computes the same function; its weight is A·B + S, rounded once."""
+        """A layer of the dense one's class that computes the same, with the same hooks; A·B + S is rounded once."""
         weight, bias = self.compose().detach(), self.bias
         dense: Any = self._dense() if self.shell is None else self.shell.dense()
         dense.weight = nn.Parameter(weight.clone(memory_format=torch.contiguous_format), self.reference.requires_grad)
         dense.bias = None if bias is None else nn.Parameter(bias.detach().clone(), bias.requires_grad)
+        vars(dense).update({name: vars(self)[name] for name in HOOKS})
         return dense.train(self.training)
 
     def __setattr__(self, name: str, value: Tensor | nn.Module) -> None:
+        if name == "weight" and isinstance(value, ComposedWeight) and value.is_of(self):
+            return  # `layer.weight *= 2`, which S has taken
         if name == "weight":
             raise ValueError(
                 "the weight of a decomposed layer is A·B + S, no parameter to be replaced or tied: write into it "

@@ -1,19 +1,18 @@
 """Why a layer can't be decomposed: what it is, and who else holds it or its weight."""
 
-from collections import Counter
-from collections.abc import Iterator
-from inspect import ismethod
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from types import CellType, FunctionType, MethodType, ModuleType
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from splore.design.low_rank_sparse import KINDS
-from splore.design.own_forward import has_own_forward, oddity
+from splore.design.own_forward import HOOKS, has_own_forward, oddity
 
 _OWN = frozenset(vars(nn.Module()))
 """What every module has: its parameters and children among them, from which `decompose` replaces layers."""
-
-_HOOKS = tuple(name for name in _OWN if "hooks" in name and "always_called" not in name and "with_kwargs" not in name)
-
 
 OTHERS = (nn.RNNBase, nn.RNNCellBase, nn.Embedding, nn.EmbeddingBag, nn.Bilinear, nn.MultiheadAttention)
 """Layers with matrices of their own that are not decomposed, and are to be named; an attention that was opened is."""
@@ -29,7 +28,8 @@ class Uses:
         self.memory = Counter(_memory(p) for p in {id(p): p for p in parameters}.values())
         kept = (each for module in modules for name, value in vars(module).items() if name not in _OWN
                 for each in _held(value))  # fmt: skip
-        self.kept = {id(each) for each in kept}
+        buffers = (b for module in modules for b in module._buffers.values() if b is not None)
+        self.kept = {_memory(each) if type(each) is Tensor else id(each) for each in (*kept, *buffers)}
 
 
 def obstacle(module: nn.Module, uses: Uses) -> str:
@@ -57,11 +57,11 @@ def obstacle(module: nn.Module, uses: Uses) -> str:
         return f"{type(module).__name__} has a forward of its own: {odd}"
     if uses.owners[id(weight)] > 1 or uses.memory[_memory(weight)] > 1:
         return "its weight is tied to another module's"
-    if any(getattr(module, name) for name in _HOOKS):
+    if any(getattr(module, name) for name in HOOKS):
         return "it carries hooks"
     if weight._backward_hooks or weight._post_accumulate_grad_hooks:
         return "its weight carries hooks"
-    if id(module) in uses.kept or id(weight) in uses.kept:
+    if not uses.kept.isdisjoint((id(module), id(weight), _memory(weight))):
         return "a module keeps it in a list or an attribute too, and would go on with the dense layer"
     return ""
 
@@ -74,11 +74,25 @@ def _memory(parameter: Tensor) -> object:
 
 
 def _held(value: object, depth: int = 4) -> Iterator[object]:
-    """The modules and parameters in a plain attribute: itself, or in lists, tuples, sets, dicts and bound methods."""
-    if isinstance(value, nn.Module | nn.Parameter):
+    """The modules and tensors in a plain attribute: itself, or in collections, functions and objects."""
+    if isinstance(value, nn.Module | Tensor):
         yield value
-    elif ismethod(value):
-        yield from _held(value.__self__, depth)
-    elif isinstance(value, list | tuple | set | dict) and depth:
-        for each in value.values() if isinstance(value, dict) else value:
+    elif depth and not isinstance(value, str | bytes | type | ModuleType | Optimizer):
+        for each in _within(value):
             yield from _held(each, depth - 1)
+
+
+def _within(value: object) -> Iterable[object]:
+    """What an object has in it: a collection, a bound method, a function with its closure, a partial call, others."""
+    if isinstance(value, Mapping):
+        return value.values()
+    if isinstance(value, list | tuple | set | frozenset | deque):
+        return value
+    if isinstance(value, MethodType):
+        return (value.__self__,)
+    if isinstance(value, partial):
+        return value.func, *value.args, *value.keywords.values()
+    if isinstance(value, FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
+        return *cells, *(value.__defaults__ or ())
+    return getattr(value, "__dict__", {}).values()

@@ -23,6 +23,8 @@ _ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "group
 _CASTS = tuple(getattr(Tensor, name) for name in ("to", "type", "type_as", "float", "half", "bfloat16", "double",
                                                   "contiguous"))  # fmt: skip
 _PADS = (F.pad, torch._C._nn.pad)
+HOOKS = tuple(name for name in vars(nn.Module()) if "hook" in name)
+"""The attributes in which a module has its hooks, and what they need to know of them."""
 
 
 class Shell:

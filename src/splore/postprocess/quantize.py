@@ -20,7 +20,7 @@ from splore.design.layers import check_finite
 from splore.engine.engine import run_torch
 from splore.engine.program import Conv, Program
 from splore.engine.quantise import Ranges, observe
-from splore.forward import Epochs, batches_of, evaluating, split
+from splore.forward import Epochs, batches_of, evaluating, one_input, split
 
 RangeRule = Literal["mse", "percentile", "max"]
 PERCENTILE = 99.99
@@ -66,7 +66,7 @@ def measured(model: nn.Module, loader: Iterable | Epochs, images: int, rule: Ran
     if images < 1:
         raise ValueError(f"expected at least one image to measure ranges by, found {images}")
     check_finite(model)
-    batches = list(_inputs(loader, images))
+    batches = list(_inputs(model, loader, images))
     if not batches:
         raise ValueError("quantize needs at least one batch, and the loader gave none")
     net = copy.deepcopy(model)
@@ -77,7 +77,7 @@ def measured(model: nn.Module, loader: Iterable | Epochs, images: int, rule: Ran
 def input_ranges(model: nn.Module, loader: Iterable | Epochs, ranges: Ranges) -> Ranges:
     """The range of what each convolution and linear layer reads, by the layer's name, for `splore.train.rounding`."""
     modules, found = dict(model.named_modules()), Ranges()
-    segments = captured(model, next(_inputs(loader, 1))).segments
+    segments = captured(model, next(_inputs(model, loader, 1))).segments
     for program in (segment for segment in segments if isinstance(segment, Program)):
         for op in program.ops:
             layer = op.name if op.name in modules else op.name.removesuffix(".B").removesuffix(".S")
@@ -144,14 +144,10 @@ def range_of(values: NDArray, rule: RangeRule, symmetric: bool = False) -> tuple
     return min(tried, key=lambda pair: error(*pair))
 
 
-def _inputs(loader: Iterable | Epochs, images: int) -> Iterator[Tensor]:
+def _inputs(model: nn.Module, loader: Iterable | Epochs, images: int) -> Iterator[Tensor]:
     """The inputs of a loader, on the CPU and in float32, so many of them."""
     for batch in batches_of(loader):
-        x = split(batch)[0]
-        if not isinstance(x, Tensor):
-            raise ValueError(
-                f"expected batches that are, or begin with, one tensor of inputs, found {type(x).__name__}"
-            )
+        x = one_input(model, split(batch)[0])
         yield x[:images].detach().to("cpu", torch.float32).contiguous()
         images -= len(x)
         if images <= 0:

@@ -110,6 +110,8 @@ class Attached:
     def _add_gradients(self) -> None:
         scale = getattr(self.optimizer, "grad_scale", None)  # of a fused step, which divides the gradients by it
         scale = 1.0 if scale is None else float(scale)
+        if any(group.get("maximize") for group in self.optimizer.param_groups):  # penalties are to fall even so
+            scale = -scale
         self.frobenius.add_gradients(scale)
         self.nuclear.add_gradients(scale)
         if not self.proximal:

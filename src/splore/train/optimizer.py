@@ -35,23 +35,38 @@ class Present:
     """Whether an optimiser holds the present parameters of a model's decomposed layers, as a hook before its steps.
 
     They change where a rank does: by a cut, or by a state that is loaded. An optimiser that holds the old ones would
-    never move the new ones, and would not say so. Frozen parameters and dense layers are left out.
+    never move the new ones, and would not say so. Frozen parameters and dense layers are left out. Where layers are
+    themselves replaced, what was hung on the optimiser for the old ones would go on with these.
 
     Raises:
-        ValueError: it lacks some; when built, and before a step when they have changed.
+        ValueError: it lacks some, or there are other layers; when built, and before a step when they have changed.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
-        self.layers = decomposed_layers(model)
-        self.optimizer = optimizer
+        self.model, self.optimizer = model, optimizer
+        self.layers, self._places = decomposed_layers(model), _places(model)
         self._check()
 
     def __call__(self, *_: object) -> None:
+        if any(children.get(name) is not child for children, name, child in self._places):
+            self._check_layers()
         if any(now is not then for now, then in zip(self._parts(), self._seen, strict=True)):
             self._check()
 
     def _parts(self) -> list[nn.Parameter | None]:
         return [part for layer in self.layers.values() for part in (layer.A, layer.B, layer.S)]
+
+    def _check_layers(self) -> None:
+        """Raises ValueError unless the model has the decomposed layers that it had, whatever else was replaced."""
+        before, self._places = set(map(id, self.layers.values())), _places(self.model)
+        layers = decomposed_layers(self.model)
+        changed = [name for name, layer in self.layers.items() if layers.get(name) is not layer]
+        changed += [name for name, layer in layers.items() if id(layer) not in before]
+        if set(map(id, layers.values())) != before:
+            raise ValueError(
+                f"layers were decomposed or replaced after this optimiser was prepared, {changed[0]!r} among them: "
+                "call remove() on what attach or hold_masks returned, build the optimiser anew, and attach it again"
+            )
 
     def _check(self) -> None:
         held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
@@ -69,3 +84,8 @@ class Present:
                 "replace parameters; freeze what is not to be trained with requires_grad_(False)"
             )
         self._seen = self._parts()
+
+
+def _places(model: nn.Module) -> list[tuple[dict[str, nn.Module | None], str, nn.Module | None]]:
+    """Where each module is held: the children of another, its name there, and itself."""
+    return [(module._modules, name, child) for module in model.modules() for name, child in module._modules.items()]

@@ -74,7 +74,7 @@ class L1:
         """strength * sum of scale * sum |S|, a differentiable scalar; of sharded parameters it has no gradient."""
         if not self.parts:
             return torch.zeros(())
-        parts = [(local(S), blocks) for S, blocks in zip(self.parts, self.blocks, strict=True)]
+        parts = [(_wide(local(S)), blocks) for S, blocks in zip(self.parts, self.blocks, strict=True)]
         entries = [S for S, blocks in parts if blocks.size == 1]
         sums = iter(torch._foreach_norm(entries, 1) if entries else ())
         norms = torch.stack([next(sums) if blocks.size == 1 else group_norm(S, blocks) for S, blocks in parts])
@@ -151,6 +151,11 @@ def _soft(values: Tensor, blocks: Blocks, threshold: Rate) -> Tensor:
     return values - values.clamp(-threshold, threshold)
 
 
+def _wide(tensor: Tensor) -> Tensor:
+    """A tensor in float32, if it is of fewer bits: sums over thousands of entries leave float16, and lose in bfloat16."""
+    return tensor.float() if tensor.itemsize < 4 else tensor
+
+
 class FrobeniusDecay:
     """Weight decay on the product: strength / 2 * sum over layers of ||A·B||_F^2 (Khodak et al., arXiv 2105.01029).
 
@@ -172,7 +177,7 @@ class FrobeniusDecay:
         factors = self.factors
         if not self.strength or not factors:
             return torch.zeros(())
-        squares = [((A.T @ A) * (B @ B.T)).sum() for A, B in factors]
+        squares = [((A.T @ A) * (B @ B.T)).sum() for A, B in ((_wide(A), _wide(B)) for A, B in factors)]
         return 0.5 * self.strength * torch.stack(squares).sum()
 
     @torch.no_grad()
