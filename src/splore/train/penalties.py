@@ -152,7 +152,7 @@ def _soft(values: Tensor, blocks: Blocks, threshold: Rate) -> Tensor:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """A tensor in float32, if it is of fewer bits: sums over thousands of entries leave float16, and lose in bfloat16."""
+    """A tensor in float32, if it is of fewer bits: sums over many entries leave float16, and lose in bfloat16."""
     return tensor.float() if tensor.itemsize < 4 else tensor
 
 
