@@ -35,5 +35,14 @@ def export_file(
     stem = f"{Path(file).stem}-dense" if target == "dense" else Path(file).stem
     path = Path(out) if out else Path(file).with_name(stem + FORMATS[target].suffix)
     done = export(net.eval(), path, target, torch.zeros(1, *shape))
-    print(f"{done.path}: {done.bytes:,} bytes; differs from PyTorch by {done.error:.1e} of the largest output")
+    if done.in_bytes is None:
+        print(f"{done.path}: {done.bytes:,} bytes; differs from PyTorch by {done.error:.1e} of the largest output")
+        return 0
+    in_bytes, layers = done.in_bytes
+    print(
+        f"{done.path}: int8, {done.bytes:,} bytes, {in_bytes} of {layers} layers in eight bits; differs from integer "
+        f"arithmetic by {done.error:.1e} of the largest output"
+    )
+    if in_bytes < layers:
+        print("quantise the model again to have more layers in eight bits: its ranges lack some that this file needs")
     return 0

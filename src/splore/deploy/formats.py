@@ -16,6 +16,7 @@ from splore.capture.compile import compile
 from splore.capture.export import densified
 from splore.capture.onnx_segment import quiet_exporters
 from splore.deploy.cheapest import cheapest
+from splore.deploy.eight_bits import InBytes
 from splore.deploy.runtimes import Run, executorch_program, onnx_session, openvino_model, torch_program
 from splore.design.layers import decomposed_layers
 from splore.engine.engine import Engine, run_torch
@@ -30,6 +31,16 @@ SPARSE_BELOW = 1 / 3
 def to_onnx(model: nn.Module, x: Tensor, path: Path, threads: int) -> Run:
     """An ONNX file with an open batch size; its metadata has the task as JSON."""
     _onnx(cheapest(model), x, path, model, optimised=True)
+    return onnx_session(path, threads)
+
+
+def to_onnx_in_bytes(net: InBytes, model: nn.Module, path: Path, threads: int) -> Run:
+    """An ONNX file in eight bits, see `splore.deploy.qdq`."""
+    import onnx
+
+    from splore.deploy.qdq import qdq
+
+    onnx.save(qdq(net, task_of(model)), path)
     return onnx_session(path, threads)
 
 
@@ -57,16 +68,20 @@ def to_compact_onnx(model: nn.Module, x: Tensor, path: Path, threads: int) -> Ru
 
 def to_openvino(model: nn.Module, x: Tensor, path: Path, threads: int) -> Run:
     """An OpenVINO IR: `path` (.xml) and the weights next to it (.bin), in float32, with an open batch size."""
-    import openvino
-
     with tempfile.TemporaryDirectory() as folder:
         _onnx(cheapest(model), x, Path(folder) / "net.onnx", model, optimised=True)
-        found = openvino.convert_model(Path(folder) / "net.onnx")
-        task = task_of(model)
-        if task is not None:
-            found.set_rt_info(json.dumps(task.to_json()), ["splore", "task"])
-        openvino.save_model(found, path, compress_to_fp16=False)
-    return openvino_model(path, threads)
+        return _openvino(Path(folder) / "net.onnx", model, path, threads)
+
+
+def to_openvino_in_bytes(net: InBytes, model: nn.Module, path: Path, threads: int) -> Run:
+    """An OpenVINO IR in eight bits: that of the ONNX file."""
+    import onnx
+
+    from splore.deploy.qdq import qdq
+
+    with tempfile.TemporaryDirectory() as folder:
+        onnx.save(qdq(net, task_of(model)), Path(folder) / "net.onnx")
+        return _openvino(Path(folder) / "net.onnx", model, path, threads)
 
 
 def to_pt2(model: nn.Module, x: Tensor, path: Path, threads: int) -> Run:
@@ -109,6 +124,18 @@ def to_engine(model: nn.Module, x: Tensor, path: Path, threads: int) -> Run:
     """A program of splore's own engine, see `splore.compile`; it runs the zeros as zeros."""
     compile(model, x[:1], threads).save(path)
     return Engine.load(path, threads)
+
+
+def _openvino(source: Path, model: nn.Module, path: Path, threads: int) -> Run:
+    """The IR of an ONNX file."""
+    import openvino
+
+    found = openvino.convert_model(source)
+    task = task_of(model)
+    if task is not None:
+        found.set_rt_info(json.dumps(task.to_json()), ["splore", "task"])
+    openvino.save_model(found, path, compress_to_fp16=False)
+    return openvino_model(path, threads)
 
 
 def _onnx(net: nn.Module, x: Tensor, path: Path, model: nn.Module, optimised: bool) -> None:

@@ -4,8 +4,8 @@
     program = quantise(program, ranges)
 
 Ranges go by the name of the operation that writes a value, "input" for the images; `<conv>.pre` is relu(scale x +
-shift) before a convolution, `<conv>.t` t = B x, and `<name>.sum` what a slow activation is applied to. What has no
-range stays in float32.
+shift) before a convolution, `<conv>.t` t = B x, `<conv>.alone` a convolution's result before a residual is added, which
+other runtimes round, and `<name>.sum` what a slow activation is applied to. What has no range stays in float32.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -54,7 +54,12 @@ def observe(program: Program, images: Floats, include: Callable[[str, NDArray], 
             include(op.name, values[-1])
             continue
         inputs = [values[value] for value in op.inputs]
-        values.append(reference.apply(op, *inputs))
+        if isinstance(op, Conv) and len(inputs) == 2:
+            alone = reference.convolve(op, inputs[0])
+            include(f"{op.name}.alone", alone)
+            values.append(reference.activate(alone + inputs[1], op.act))
+        else:
+            values.append(reference.apply(op, *inputs))
         include(op.name, values[-1])
         if getattr(op, "act", Act.NONE) not in CLAMPS and not isinstance(op, Activate):
             without: Any = op
