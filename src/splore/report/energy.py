@@ -14,6 +14,9 @@ from splore.report.run_folder import LeftOut, RunFolder
 POINTS = 60
 """Points of a curve, spread evenly over the logarithm of the share of entries."""
 
+DECADES = [10.0**power for power in range(-6, 3)]
+"""Where the axis of entries has its lines, in %."""
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -70,7 +73,7 @@ def energy_chart(curves: Sequence[Curve]) -> Chart:
     ]
     cuts = [{"layer": c.layer, "entries": 100 * c.cut[0], "energy": 100 * c.cut[1]} for c in curves if c.cut[0] > 0]
     x: Chart = {"field": "entries", "type": "quantitative", "title": "largest entries of S, % of all"}
-    x |= {"scale": {"type": "log", "nice": False}, "axis": {"format": "~g", "tickCount": 5, "labelFlush": True}}
+    x |= {"scale": {"type": "log", "nice": False}, "axis": {"format": "~g", "values": DECADES, "labelFlush": True}}
     y: Chart = {"field": "energy", "type": "quantitative", "title": None, "scale": {"domain": [0, 100]}}
     y["axis"] = {"format": "~f", "tickCount": 5}
     tooltip = [

@@ -13,6 +13,10 @@ from splore.report.timing import Times
 _SHAPES = {"dense": "square", "A·B + S": "circle", "S alone": "triangle-up", "A·B alone": "diamond"}
 
 
+LOG_FROM = 8
+"""The largest cost over the smallest, from which on a logarithmic axis reads better."""
+
+
 @dataclass(frozen=True)
 class Point:
     """A net of a run: its accuracy in %, and each of its costs by its key; a cost that isn't known is missing."""
@@ -73,13 +77,14 @@ def _chart(name: str, points: list[Point]) -> Chart:
         ]
 
     methods = [method for method in _SHAPES if any(point.method == method for point in points)]
-    x: Chart = {
-        "field": "cost",
-        "type": "quantitative",
-        "title": title,
-        "scale": {"type": "log", "padding": 24, "nice": False},
-    }
-    x["axis"] = {"format": "~g" if key == "ms" else "~s", "tickCount": 4, "grid": False}
+    costs = [point.costs[key] for point in points]
+    x: Chart = {"field": "cost", "type": "quantitative", "title": title}
+    x["scale"] = {"type": "log" if max(costs) > LOG_FROM * min(costs) else "linear", "zero": False, "padding": 24}
+    x["scale"]["nice"] = False
+    x["axis"] = {"format": "~g" if key == "ms" else "~s", "tickCount": 4, "grid": False, "labelBound": True}
+    best = front(points, key)
+    beaten = best[-1:] if max(costs) > best[-1].costs[key] else []  # the line goes on over nets that cost more
+    line = rows(best) + [row | {"cost": max(costs)} for row in rows(beaten)]
     y: Chart = {"field": "accuracy", "type": "quantitative", "title": None, "scale": {"zero": False, "padding": 16}}
     y["axis"] = {"tickCount": 6}
     shapes = {"domain": methods, "range": [_SHAPES[method] for method in methods]}
@@ -96,7 +101,7 @@ def _chart(name: str, points: list[Point]) -> Chart:
         "autosize": AUTOSIZE,
         "layer": [
             {
-                "data": {"values": rows(front(points, key))},
+                "data": {"values": line},
                 "mark": {"type": "line", "interpolate": "step-after", "color": "var(--quiet)", "strokeWidth": 1},
                 "encoding": {"x": x, "y": y},
             },
