@@ -22,9 +22,9 @@ Target = Literal["onnx", "onnx-compact", "openvino", "pt2", "dense", "executorch
 TOLERANCE = 1e-4
 """How far an export's outputs may lie from the model's, as a share of the largest."""
 
-TOLERANCE_IN_BYTES = 0.05
+TOLERANCE_IN_BYTES = 0.1
 """The same in eight bits, where the last digit of a sum may decide between two steps of a value, and each layer hands
-such differences on: ResNets of 20 layers are seen at 0.01 at most."""
+such differences on: a ResNet-20 of random weights is at 0.025. Where a runtime is wrong, all of it is."""
 
 
 @dataclass(frozen=True)
