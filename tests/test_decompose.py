@@ -215,6 +215,12 @@ def test_impossible_densities_are_refused(density):
         Design(density=density)
 
 
+def test_a_scheme_may_be_given_by_its_name():
+    assert Design(scheme="spatial").scheme is Scheme.SPATIAL
+    with pytest.raises(ValueError, match="a scheme is one of channel, spatial, found 'rows'"):
+        Design(scheme="rows")
+
+
 def test_a_design_without_any_weight_is_refused():
     with pytest.raises(ValueError, match="leaves no weight"):
         Design(rank=0, sparse=False)

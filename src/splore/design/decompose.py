@@ -63,6 +63,10 @@ class Design:
     def __post_init__(self) -> None:
         if self.rank is not None:
             check_rank(self.rank)
+        schemes = [scheme.value for scheme in Scheme]
+        if self.scheme not in schemes:
+            raise ValueError(f"a scheme is one of {', '.join(schemes)}, found {self.scheme!r}")
+        object.__setattr__(self, "scheme", Scheme(self.scheme))  # "spatial" as well as Scheme.SPATIAL
         if self.rank == 0 and not self.sparse:
             raise ValueError("a design of rank 0 without a sparse part leaves no weight: give a rank or keep S")
         if self.start not in get_args(Start):
