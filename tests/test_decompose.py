@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations, parametrize
 import splore
 from splore.design.decompose import Design, decompose, materialise
 from splore.design.layers import LowRankSparseLinear, decomposed_layers
+from splore.design.matrix import Scheme
 from splore.design.ranks import Budget, Energy, largest_useful_rank
 
 # Which layers
