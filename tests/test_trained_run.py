@@ -60,7 +60,7 @@ def test_weights_that_are_missing_unreadable_or_of_another_net_are_refused(dense
     torch.save([1, 2], tmp_path / "list.pt")
     for name, said in {
         "none.pt": "no file of weights",
-        "text.pt": "can't be read as safetensors or as weights of torch",
+        "text.pt": "can't be read as weights of torch",
         "other.pt": "fit none of",
         "list.pt": "expected a state dict",
     }.items():

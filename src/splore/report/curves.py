@@ -1,7 +1,7 @@
 """The curves of a run: accuracy, loss and parameters kept over the epochs, the stages marked."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from splore.report.chart import AUTOSIZE, LEGEND, METHODS, Chart, coloured
 from splore.report.run_folder import RunFolder
@@ -32,7 +32,11 @@ def curve_charts(run: RunFolder) -> dict[str, Chart]:
     series = [name for name in dict.fromkeys(("dense", ours)) if any(row["series"] == name for row in rows)]
     if not series:
         return {}
-    charts = {figure.key: _chart(figure, rows, ends, stages, series) for figure in (_ACCURACY, _LOSS)}
+    figures = [_ACCURACY, _LOSS]
+    if run.recipe["data"].get("validation"):
+        said = "images held back, after a stage on the test images"
+        figures = [replace(each, title=each.title.replace("the test images", said)) for each in figures]
+    charts = {figure.key: _chart(figure, rows, ends, stages, series) for figure in figures}
     if ours != "dense":
         kept, at = ([row for row in some if row["series"] == ours] for some in (rows, ends))
         charts["kept"] = _chart(_KEPT, kept, at, stages, [ours])

@@ -37,6 +37,7 @@ class Prepared:
         dense: its dense twin with the same starting values, where one is to be trained.
         given: the net as it was given, where it starts from trained weights.
         structure: what was decomposed; None where the method is dense.
+        notes: what there is to say of the weights that it starts from.
     """
 
     recipe: Recipe
@@ -46,6 +47,7 @@ class Prepared:
     dense: nn.Module | None
     given: nn.Module | None
     structure: Summary | None
+    notes: list[str]
 
     @property
     def main(self) -> bool:
@@ -79,8 +81,9 @@ def prepare(recipe: Recipe, out: Path) -> Prepared:
     torch.manual_seed(recipe.seed)
     published = recipe.pretrained and recipe.weights is None
     model = build(recipe.model, data.num_classes, data.image_shape[0], published)
+    notes: list[str] = []
     if recipe.weights is not None:
-        start_from(model, read_weights(recipe.weights), f"the weights in {recipe.weights}")
+        notes = start_from(model, read_weights(recipe.weights), f"the weights in {recipe.weights}")
     model.task = data.task  # type: ignore[assignment]
     model = model.to(accelerator.device)
     if hardware.channels_last:
@@ -90,7 +93,7 @@ def prepare(recipe: Recipe, out: Path) -> Prepared:
     given = copy.deepcopy(model) if recipe.trained else None
     structure = decompose(model, design_of(recipe)) if recipe.method != "dense" else None
     _check_budget(recipe, model, data.image_shape)
-    return Prepared(recipe, accelerator, data, model, dense, given, structure)
+    return Prepared(recipe, accelerator, data, model, dense, given, structure, notes)
 
 
 def fetch(images: DataRecipe) -> None:

@@ -10,10 +10,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 class Display:
     """Shows stage, epoch, loss, accuracy, parameters kept, images per second and the time left.
 
-    A context manager; silent on all but the main process.
+    A context manager; silent on all but the main process. `watched` names the images of the accuracy.
     """
 
-    def __init__(self, main: bool = True) -> None:
+    def __init__(self, main: bool = True, watched: str = "test") -> None:
+        self.watched = watched
         self.console = Console(quiet=not main, file=sys.stdout, highlight=False, soft_wrap=True)
         self.live = main and self.console.is_terminal
         self._progress = Progress(
@@ -62,8 +63,8 @@ class Display:
     def epoch(
         self, epoch: int, loss: float, accuracy: float, test: float | None, kept: float | None, speed: float
     ) -> None:
-        """One epoch is over: its line, with the accuracy on the test images where it was measured."""
-        tested = "" if test is None else f"  test {test:.2f} %"
+        """One epoch is over: its line, with the accuracy on the images that are watched where it was measured."""
+        tested = "" if test is None else f"  {self.watched} {test:.2f} %"
         figures = f"loss {loss:.3f}  acc {accuracy:.1f} %{tested}{_share(kept)}"
         self.console.print(f"{self._stage} epoch {epoch + 1}/{self._epochs}  {figures}")
         self.update(epoch, self._steps, loss, accuracy, kept, speed)

@@ -43,7 +43,7 @@ class Run:
     def __init__(self, prepared: Prepared, out: Path, resume: bool = False) -> None:
         self.prepared, self.recipe, self.out = prepared, prepared.recipe, out
         self.record = Record(out, resume, prepared.main)
-        self.display = Display(prepared.main)
+        self.display = Display(prepared.main, "test" if prepared.data.validation is None else "validation")
         self.stop = StopRequest()
         self._resumed = resume
         self._budget = budget_of(self.recipe.cut, prepared.data.image_shape)
@@ -60,6 +60,8 @@ class Run:
         with display, self.stop.listening() if alone else nullcontext():
             if self._resumed:
                 display.say(self.record.origin())
+            for note in prepared.notes:
+                display.say(note)
             if prepared.given is not None and self.record.row("as given") is None:
                 self._row("as given", prepared.given)
                 if prepared.structure is not None:

@@ -15,17 +15,17 @@ if TYPE_CHECKING:
         NETS,
         Origin,
         build,
-        read_weights,
         rebuild,
-        start_from,
         trained_with,
         usual_image,
     )
+    from splore.vision.nets.weights import read_weights, start_from
 
 _HOMES = {
     "data.in_memory": ("Augment",),
     "data.open": ("Batches", "Data", "open_data"),
-    "nets.build": ("NETS", "Origin", "build", "read_weights", "rebuild", "start_from", "trained_with", "usual_image"),
+    "nets.build": ("NETS", "Origin", "build", "rebuild", "trained_with", "usual_image"),
+    "nets.weights": ("read_weights", "start_from"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

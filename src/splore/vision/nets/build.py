@@ -1,13 +1,10 @@
 """Nets by name, and where a net came from."""
 
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from splore.names import UnknownName, nearest
@@ -15,6 +12,7 @@ from splore.task import Preprocessing
 from splore.vision.nets.own import call, import_callable, takes
 from splore.vision.nets.plain import digits_cnn, vgg16, vgg19
 from splore.vision.nets.residual import preactresnet20, preactresnet56, preactresnet110, resnet20, resnet56
+from splore.vision.nets.weights import start_from
 
 NETS: dict[str, Callable[[int, int], nn.Module]] = {
     net.__name__: net
@@ -216,47 +214,6 @@ def _factory(origin: Origin, pretrained: bool) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ValueError(f"{origin.source} must return a torch.nn.Module, found {type(model).__name__}")
     return model
-
-
-def start_from(model: nn.Module, trained: Mapping[str, torch.Tensor], what: str) -> None:
-    """Copies trained tensors into `model`, all but the last layer's where the numbers of classes differ.
-
-    Raises:
-        ValueError: they, called `what`, fit less of the model than all but one layer.
-    """
-    own = model.state_dict()
-    fits = {key: value for key, value in trained.items() if key in own and own[key].shape == value.shape}
-    left = {key.rpartition(".")[0] for key in own if key not in fits}
-    if len(left) > 1:
-        found = f"{', '.join(sorted(left)[:3])}{', ...' if len(left) > 3 else ''}"
-        raise ValueError(f"{what} fit none of {len(left)} layers ({found}); expected all but one to fit")
-    model.load_state_dict(fits, strict=False)
-
-
-def read_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    """The state dict in a file, on the CPU: of safetensors, or of torch, read without running what is in it.
-
-    One that lies under `state_dict` or `model` is found, and the `module.` of a parallel training is left out.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it holds no state dict.
-    """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"there is no file of weights {path}")
-    try:
-        if str(path).endswith(".safetensors"):
-            state: object = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and safetensors have no error in common
-        raise ValueError(f"{path} can't be read as safetensors or as weights of torch: {str(error)[:200]}") from error
-    for key in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    if not isinstance(state, Mapping) or not any(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ValueError(f"expected a state dict in {path}, tensors by name, found a {type(state).__name__}")
-    return {str(k).removeprefix("module."): v for k, v in state.items() if isinstance(v, torch.Tensor)}
 
 
 @contextmanager
