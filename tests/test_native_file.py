@@ -62,6 +62,19 @@ def test_what_either_reader_takes_the_other_takes(tmp_path):
     assert found[True] > 20 and found[False] > 100
 
 
+@pytest.mark.parametrize("left", ["gaps", "rows"])
+def test_both_readers_refuse_blocks_that_lack_a_part(left, tmp_path):
+    structure, tensors = parts(in_bytes(conv_program(3, 12, 16, (12, 12), 3, 0.3, 2), 0))
+    number = next(name.split(".")[0] for name in tensors if name.endswith(".gaps"))
+    for name in {"gaps", "rows", "blocks"} - {left}:
+        del tensors[f"{number}.{name}"]
+    (tmp_path / "net.splore").write_bytes(signed(structure, tensors))
+    with pytest.raises(ValueError, match="come together|must be bytes, and have rows"):
+        program_file.load(tmp_path / "net.splore")
+    with pytest.raises(NativeError, match="come together|must be bytes, and have rows"):
+        opened(str(tmp_path / "net.splore")).__enter__()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -229,6 +229,8 @@ def _present(name: str, parts: Mapping[str, NDArray | None]) -> NDArray:
 
 def _int_weight(parts: Mapping[str, NDArray | None]) -> IntWeight:
     code, rows = parts["gaps"], parts["rows"]
+    if (code is None) != (rows is None):
+        raise ValueError("gaps and rows come together, found only one of them")
     positions = None if code is None or rows is None else gaps.decode(code, rows)
     given = {name: parts[name] for name in INT_WEIGHT if name not in ("positions", "scale")}
     return IntWeight(_present("scale", parts), positions=positions, **given)
