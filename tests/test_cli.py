@@ -146,6 +146,19 @@ except SystemExit as end:
     assert done.returncode == code, done
 
 
+def test_what_needs_pytorch_says_so_where_it_is_missing():
+    program = """
+import sys
+sys.modules["torch"] = None
+from splore.cli import main
+main(["compile", "net.safetensors"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 1 and done.stderr == (
+        "splore: this needs PyTorch, and only programs (.splore) do without: pip install torch\n"
+    )
+
+
 def test_the_printed_recipe_is_the_default_one_with_every_key_explained(tmp_path):
     done = splore("recipe", folder=tmp_path)
     assert done.code == 0 and not done.err

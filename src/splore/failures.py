@@ -82,6 +82,8 @@ def explained(error: Exception) -> str:
             "another process of this job has died or can't be reached: the same command with --resume continues from "
             f"the last checkpoint ({message[:200]})"
         )
+    if isinstance(error, ModuleNotFoundError) and error.name == "torch":
+        return "this needs PyTorch, and only programs (.splore) do without: pip install torch"
     if isinstance(error, OSError) and error.strerror and not isinstance(error, FileExistsError):
         message = error.strerror + (f": {error.filename}" if error.filename else "")
     return message or repr(error)
