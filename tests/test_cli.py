@@ -149,7 +149,11 @@ except SystemExit as end:
 def test_what_needs_pytorch_says_so_where_it_is_missing():
     program = """
 import sys
-sys.modules["torch"] = None
+class Missing:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            raise ModuleNotFoundError("No module named 'torch'", name=name)
+sys.meta_path.insert(0, Missing())
 from splore.cli import main
 main(["compile", "net.safetensors"])
 """
