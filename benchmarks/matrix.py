@@ -96,7 +96,8 @@ def one(net: str, threads: int, exports: list[str]) -> dict:
         row["loads"] = loads(model, net, Path(folder) / "model.safetensors")
         row |= engine_columns(model, image, threads, Path(folder) / "net.splore")
         row["exports"], sessions = {}, {}
-        for target in (each for each in exports if each != "executorch" or image[1] * image[2] <= PIXELS):
+        installed = [each for each in exports if not missing(*FORMATS[each].packages)]
+        for target in (each for each in installed if each != "executorch" or image[1] * image[2] <= PIXELS):
             row["exports"][target], sessions[target] = exported(model, image, target, Path(folder), threads)
         x = np.random.default_rng(0).standard_normal((1, *image), dtype=np.float32)
         run = sessions.get("onnx")
@@ -154,9 +155,6 @@ def exported(
     model: nn.Module, image: tuple[int, ...], target: str, folder: Path, threads: int
 ) -> tuple[float | str, Callable | None]:
     """The error of an export, or why there is none, and what runs it."""
-    lacking = missing(*FORMATS[target].packages)
-    if lacking:
-        return f"{lacking[0]} is not installed", None
     try:
         done = export(model, folder / f"{target}{FORMATS[target].suffix}", target, torch.zeros(1, *image), threads)
     except (ValueError, ImportError) as error:
@@ -190,7 +188,7 @@ def page(rows: list[dict]) -> str:
         f"full one beside S), trained a step, cut to {KEPT:.0%} of the parameters, saved, loaded, compiled, exported. "
         f"{whole} run whole in the engine, {faster} at least as fast as eager PyTorch with one image. Errors are the "
         "largest differences as shares of the largest output, x a failure, empty what was not tried (ExecuTorch of "
-        "large images). Times are medians of one image.",
+        "large images, and what was not installed). Times are medians of one image.",
         "",
         "| net | image | kept | step | loads | engine | error | eager / engine | ONNX Runtime / engine | "
         + " | ".join(EXPORTS)
