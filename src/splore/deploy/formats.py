@@ -22,6 +22,7 @@ from splore.design.layers import decomposed_layers
 from splore.engine.engine import Engine, run_torch
 from splore.modelfile.structure import join
 from splore.task import task_of
+from splore.tensors import load_tensors
 from splore.vision import read_weights
 
 SPARSE_BELOW = 1 / 3
@@ -116,7 +117,7 @@ def to_dense(model: nn.Module, x: Tensor, path: Path, threads: int) -> Run:
     else:
         task = task_of(model)
         save_file(state, path, {"format": "pt"} | ({} if task is None else {"task": json.dumps(task.to_json())}))
-    net.load_state_dict(read_weights(path))
+    load_tensors(net, read_weights(path))
     return lambda images: run_torch(net, [images])[0]
 
 

@@ -85,9 +85,7 @@ class _Writer:
         inputs = [self.reals[each] for each in op.inputs]
         quant = getattr(op, "quant", None)
         y = inputs[0] if isinstance(op, Convert) else self.result(op, inputs)
-        name = (
-            f"{op.name}/table" if isinstance(op, Table) else op.name
-        )  # which a table shares with what it is applied to
+        name = f"{op.name}/table" if isinstance(op, Table) else op.name  # it has that of what it is applied to
         self.reals[value] = y if quant is None else self.rounded(name, y, quant)
 
     def result(self, op: Op, inputs: list[str]) -> str:

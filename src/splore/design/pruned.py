@@ -12,6 +12,7 @@ from splore.design.layers import LowRankSparse, layer_of
 from splore.design.matrix import Scheme, unfold
 from splore.design.obstacle import Uses, obstacle
 from splore.design.select import replace
+from splore.tensors import load_tensors
 
 ORIGINAL, MASK = "_orig", "_mask"
 """What `torch.nn.utils.prune` puts behind the name of a tensor: the tensor before, and 1 where it is kept."""
@@ -80,7 +81,7 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], masks: Mapping[str, Ten
             f"the state is of another network: {', '.join(differ[:3])} differ{'s' * (len(differ) == 1)}; pass a dense "
             "network that is built as the pruned one was"
         )
-    model.load_state_dict(dense)
+    load_tensors(model, dense)
 
 
 def _layer(dense: nn.Module, mask: Tensor) -> LowRankSparse:

@@ -21,6 +21,7 @@ from splore.modelfile.coded import COMPILED, WRITTEN, code
 from splore.modelfile.packed import Index, PackedSparse, pack, unpack
 from splore.modelfile.structure import IndexStructure, LayerStructure, ModelFileError, SparseStructure, Structure, join
 from splore.modelfile.values import Values, decoded
+from splore.tensors import load_tensors
 
 
 def to_tensors(model: nn.Module, values: Values | None = None) -> tuple[Structure, dict[str, Tensor]]:
@@ -138,7 +139,7 @@ def restore(model: nn.Module, structure: Structure, tensors: Mapping[str, Tensor
     for name, t in model.state_dict(keep_vars=True).items():
         if t.dtype != state[name].dtype:
             t.data = t.data.to(state[name].dtype)
-    model.load_state_dict(state)
+    load_tensors(model, state)
     for name, stored in structure.ties.items():
         _tie(model, name, stored)
     return model

@@ -7,6 +7,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from splore.tensors import load_tensors
+
 
 def start_from(model: nn.Module, trained: Mapping[str, torch.Tensor], what: str) -> list[str]:
     """Copies trained tensors into `model`, all but the last layer's where the numbers of classes differ.
@@ -31,7 +33,7 @@ def start_from(model: nn.Module, trained: Mapping[str, torch.Tensor], what: str)
     lacking = [key for key in unfit if key not in trained]
     if lacking and left != {list(own)[-1].rpartition(".")[0]}:
         raise ValueError(f"{what} lack {', '.join(lacking)}; expected all that is not of the last layer")
-    model.load_state_dict(fits, strict=False)
+    load_tensors(model, fits, strict=False)
     notes = [f"{layer} starts untrained: {what} have nothing of its shape" for layer in left]
     if extra := [key for key in trained if key not in own]:
         some = f"{', '.join(extra[:3])}{', ...' if len(extra) > 3 else ''}"
