@@ -93,10 +93,14 @@ NETS: dict[str, tuple[int, int, int]] = {
 
 
 def build_net(name: str) -> nn.Module:
-    """The net with random weights; batch normalisations have statistics that do something."""
+    """The net with random weights; batch normalisations have statistics that do something, and what would start as
+    zeros, as the last layer of some transformers, does not."""
     model = OWN[name]() if name in OWN else build(name, CLASSES, NETS[name][0])
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
+    for parameter in model.parameters():
+        if parameter.dim() > 1 and not parameter.any():
+            nn.init.normal_(parameter, std=0.02)
     return model
