@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import textwrap
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -181,14 +182,21 @@ def page(rows: list[dict]) -> str:
     """The table of all rows, as a page in Markdown."""
     done = [row for row in rows if "failure" not in row]
     whole, faster = sum(row["whole"] for row in done), sum(row["engine_ms"] <= row["eager_ms"] for row in done)
+    timed = [row for row in done if row["onnx_ms"]]
+    ahead = sum(row["engine_ms"] <= row["onnx_ms"] for row in timed)
+    said = (
+        f"`python benchmarks/matrix.py` takes {len(rows)} nets through everything: decomposed (rank {100 * RANK:g} % "
+        f"of the full one beside S), trained a step, cut to {100 * KEPT:g} % of the parameters, saved, loaded, "
+        f"compiled, exported. {whole} run whole in the engine; {faster} are at least as fast there as the dense net in "
+        f"eager PyTorch with one image, {ahead} of {len(timed)} as fast as the dense net in ONNX Runtime. Errors are "
+        "the largest differences as shares of the largest output, x a failure, empty what was not tried (ExecuTorch of "
+        f"large images, and what was not installed). Times are medians of one image on {done[0]['hardware']['cpu']}, "
+        f"{done[0]['threads']} threads; the rows are in `benchmarks/results/matrix.json`."
+    )
     text = [
         "# Nets tried",
         "",
-        f"`python benchmarks/matrix.py` takes {len(rows)} nets through everything: decomposed (rank {RANK:.0%} of the "
-        f"full one beside S), trained a step, cut to {KEPT:.0%} of the parameters, saved, loaded, compiled, exported. "
-        f"{whole} run whole in the engine, {faster} at least as fast as eager PyTorch with one image. Errors are the "
-        "largest differences as shares of the largest output, x a failure, empty what was not tried (ExecuTorch of "
-        "large images, and what was not installed). Times are medians of one image.",
+        textwrap.fill(said, 120, break_long_words=False, break_on_hyphens=False),
         "",
         "| net | image | kept | step | loads | engine | error | eager / engine | ONNX Runtime / engine | "
         + " | ".join(EXPORTS)
@@ -202,13 +210,14 @@ def page(rows: list[dict]) -> str:
 def cells(row: dict) -> str:
     if "failure" in row:
         return f"| {row['net']} | " + " | ".join(["x"] * 5) + f" | {row['failure'].replace('|', '/')} |" + " |" * 7
-    engine = "whole" if row["whole"] else f"but {', '.join(row['left_in_torch'])[:40]}"
+    left = dict.fromkeys(name.split(".")[1] for name in row["left_in_torch"] if name != "*")
+    engine = "whole" if row["whole"] else f"without {', '.join(left)}"
     onnx = f"{row['onnx_ms'] / row['engine_ms']:.2f}x" if row["onnx_ms"] else ""
     errors = [row["exports"].get(name, "") for name in EXPORTS]
     exports = ["x" if isinstance(error, str) and error else f"{error:.0e}" if error != "" else "" for error in errors]
     yes = ["yes" if row[name] else "no" for name in ("step", "loads")]
     values = [
-        row["net"], "x".join(map(str, row["image"])), f"{row['kept']:.0%}", *yes, engine, f"{row['error']:.0e}",
+        row["net"], "x".join(map(str, row["image"])), f"{100 * row['kept']:.0f} %", *yes, engine, f"{row['error']:.0e}",
         f"{row['eager_ms'] / row['engine_ms']:.2f}x", onnx, *exports,
     ]  # fmt: skip
     return "| " + " | ".join(values) + " |"

@@ -205,6 +205,7 @@ JOINED = [
     ("in place", lambda m, x: F.relu_(m.norm(x)).add_(x), 3),
     ("normalised by constants", lambda m, x: m.conv.weight.new_ones(1) * ((x - m.mean) / 2), 1),
     ("constant minus image", lambda m, x: 1 - x, 1),
+    ("product added", lambda m, x: torch.addcmul(torch.addcmul(m.mean, m.mean, x), x, x), 5),
     ("residual of itself", lambda m, x: torch.relu(x + x), 2),
     ("squeeze and excite", lambda m, x: x.mean((2, 3), keepdim=True).sigmoid() * x, 4),
     ("global maximum", lambda m, x: m.linear(x.amax((-1, -2))), 3),

@@ -244,16 +244,18 @@ class Engine:
         if not len(x[0]) or not any(isinstance(segment, ProgramSegment) for segment in self._segments):
             return
         self._one_thread = False
-        if not all(isinstance(segment, ProgramSegment) for segment in self._segments):
+        mixed = not all(isinstance(segment, ProgramSegment) for segment in self._segments)
+        if mixed:
             self._run(x, look=self._choose_runtime)
             many, one = median_ms(lambda: self._run(x), lambda: self._run(x, one_thread=True))
             self._one_thread = one < many
             self._run(x, look=self._note_costs)
         ours, theirs = median_ms(lambda: self._run(x), lambda: run_torch(dense, x))
-        if theirs < 0.95 * ours:
+        if mixed or theirs < 0.95 * ours:
             dense = dense.faster(self.threads, *as_tensors(x))
-            took = dense.note or f" {theirs:.3g} ms"
-            verdict = f"Runs the dense network in {dense.runtime},{took} for a batch of {len(x[0])}"
+            ours, theirs = median_ms(lambda: self._run(x), lambda: run_torch(dense, x))
+        if theirs < 0.95 * ours:
+            verdict = f"Runs the dense network in {dense.runtime}, {theirs:.3g} ms for a batch of {len(x[0])}"
             self._dense = dense, f"{verdict}: the plan below takes {ours:.3g} ms."
 
     def _choose_runtime(self, segment: SegmentInTorch, values: Sequence) -> None:

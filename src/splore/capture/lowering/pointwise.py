@@ -23,14 +23,28 @@ def _two(fn: Fn) -> Callable[..., View]:
     def lowering(build: Builder, a: Argument, b: Argument, alpha: float = 1, *_: object) -> View:
         if alpha != 1:
             raise Unsupported(f"a sum with alpha={alpha}")
-        first, second = build.constant(a), build.constant(b)
-        if second is not None:
-            return with_constant(build, fn, build.view(a), second)
-        if first is not None:
-            return _constant_first(build, fn, first, build.view(b))
-        return combined(build, fn, build.view(a), build.view(b))
+        return _of_two(build, fn, _operand(build, a), _operand(build, b))
 
     return lowering
+
+
+def _operand(build: Builder, argument: Argument) -> View | Floats:
+    constant = build.constant(argument)
+    return build.view(argument) if constant is None else constant
+
+
+def _of_two(build: Builder, fn: Fn, a: View | Floats, b: View | Floats) -> View:
+    if isinstance(a, View):
+        return combined(build, fn, a, b) if isinstance(b, View) else with_constant(build, fn, a, b)
+    if isinstance(b, View):
+        return _constant_first(build, fn, a, b)
+    raise Unsupported("it computes a constant")
+
+
+def _add_product(build: Builder, x: Argument, a: Argument, b: Argument, value: float = 1) -> View:
+    if value != 1:
+        raise Unsupported(f"a product with value={value}")
+    return _of_two(build, Fn.ADD, _operand(build, x), _of_two(build, Fn.MUL, _operand(build, a), _operand(build, b)))
 
 
 def _reversed_sub(build: Builder, a: Argument, b: Argument, alpha: float = 1) -> View:
@@ -174,6 +188,7 @@ LOWERINGS: dict[object, Callable[..., View]] = {
     aten.rsub.Tensor: _reversed_sub,
     aten.mul.Tensor: _two(Fn.MUL),
     aten.div.Tensor: _two(Fn.DIV),
+    aten.addcmul.default: _add_product,
     aten.maximum.default: _two(Fn.MAX),
     aten.minimum.default: _two(Fn.MIN),
     aten.neg.default: _negative,
