@@ -101,7 +101,7 @@ def table(rows: list[dict]) -> str:
         "| net | target | file | of the dense one | ms | dense ms | faster | error |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for row in rows:
+    for row in sorted(rows, key=lambda row: (list(NETS).index(row["net"]), list(FORMATS).index(row["target"]))):
         lines.append(
             f"| {row['net']} | {row['target']} | {row['bytes'] / 1e6:.2f} MB | {row['bytes'] / row['dense_bytes']:.0%} "
             f"| {row['ms']:.2f} | {row['dense_ms']:.2f} | {row['dense_ms'] / row['ms']:.2f}x | {row['error']:.0e} |"

@@ -76,6 +76,15 @@ def test_the_tables_of_the_readme_are_those_of_the_json():
     assert README.read_text() == readme.with_tables(README.read_text()), "make docs writes them anew"
 
 
+def test_the_tables_of_exports_and_of_nets_are_those_of_the_json():
+    import exports
+    import matrix
+
+    rows = {name: json.loads((ROOT / f"benchmarks/results/{name}.json").read_text()) for name in ("exports", "matrix")}
+    assert exports.table(rows["exports"]) in (ROOT / "docs/deployment.md").read_text()
+    assert matrix.page(rows["matrix"]).strip() == (ROOT / "docs/matrix.md").read_text().strip()
+
+
 def test_the_headlines_are_those_of_the_json():
     results = {name: json.loads((ROOT / f"benchmarks/results/{name}.json").read_text()) for name in HEADLINES}
     fast = [row for row in results["engine"] if (row["net"], row["batch"], row.get("bits", 32)) == ("vgg19", 32, 32)]
