@@ -79,7 +79,8 @@ def _chart(name: str, points: list[Point]) -> Chart:
     methods = [method for method in _SHAPES if any(point.method == method for point in points)]
     costs = [point.costs[key] for point in points]
     x: Chart = {"field": "cost", "type": "quantitative", "title": title}
-    x["scale"] = {"type": "log" if max(costs) > LOG_FROM * min(costs) else "linear", "zero": False, "padding": 24}
+    is_wide = max(costs) > LOG_FROM * min(costs)
+    x["scale"] = ({"type": "log"} if is_wide else {"type": "linear", "zero": False}) | {"padding": 24}
     x["scale"]["nice"] = False
     x["axis"] = {"format": "~g" if key == "ms" else "~s", "tickCount": 4, "grid": False, "labelBound": True}
     best = front(points, key)
