@@ -73,6 +73,8 @@ class Run:
                 self._finetune(model, teacher)
                 self._quantize(model)
             display.say(stage_table(self.record.table()))
+            if any(row["params_kept"] > 1 for row in self.record.rows):
+                display.say("until S is cut, A·B comes on top of it: more than 100 % may be kept")
             layers = decomposed_layers(model).values()
             if self.recipe.method == "low-rank+sparse" and layers and not any(layer.rank for layer in layers):
                 display.say("no layer kept a low-rank part: the result is sparse only, W = S")
