@@ -24,6 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the native library can't be load
 
 
 def test_compile_runs_the_faster_of_engine_and_torch(monkeypatch):
+    monkeypatch.setattr("splore.capture.onnx_segment.PACKAGES", ("no_such_package",))
     x = torch.randn(2, 3, 16, 16)
     model = small_net()
     for ours, theirs in ((1.0, 2.0), (2.0, 1.0)):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import splore
 from splore.capture.export import capture
 from splore.capture.onnx_segment import OnnxSegment, exported
 from splore.capture.torch_segment import TorchSegment
@@ -88,11 +89,23 @@ def test_the_faster_one_runs_and_the_plan_says_which(monkeypatch):
     assert segment.faster(2, *values) is segment
 
 
+def test_the_dense_network_runs_there_where_that_is_fastest(monkeypatch):
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval(), torch.randn(2, 3, 12, 12)
+    ms = {"torch": 5.0, "ONNX Runtime": 4.0}
+    monkeypatch.setattr("splore.capture.onnx_segment._ms", lambda segment, values: ms[segment.runtime])
+    monkeypatch.setattr("splore.engine.engine.median_ms", lambda *_: (6.0, 4.0))
+    engine = splore.compile(model, x)
+    assert engine.summary().startswith("Runs the dense network in ONNX Runtime, 4 ms")
+    torch.testing.assert_close(engine(x[:1]), model(x[:1]).detach(), rtol=1e-4, atol=1e-5)
+
+
 def test_a_part_that_can_not_be_exported_stays_in_torch(monkeypatch):
-    class Sparse(nn.Module):
+    class Solved(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.linalg.lstsq(x, x).solution
 
-    monkeypatch.setattr("splore.capture.onnx_segment._ms", lambda segment, values: 5.0)
-    segment = TorchSegment.whole(Sparse(), 1)
+    ms = {"torch": 5.0, "ONNX Runtime": 1.0}
+    monkeypatch.setattr("splore.capture.onnx_segment._ms", lambda segment, values: ms[segment.runtime])
+    assert isinstance(TorchSegment.whole(nn.Linear(3, 3), 1).faster(2, torch.randn(2, 3)), OnnxSegment)
+    segment = TorchSegment.whole(Solved(), 1)
     assert segment.faster(2, torch.eye(3)[None].repeat(2, 1, 1)) is segment

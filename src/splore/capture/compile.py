@@ -35,10 +35,9 @@ def compile(
     ONNX Runtime where that is installed and faster. Every choice is timed on this machine, with `threads` threads
     (default: every core that this process may use) and with the batch size of the example, and those of `batches`:
     other sizes run by the plans of these. Where the dense network is faster there, it runs there, and the summary says
-    so. `deterministic` gives an image the same result to the bit,
-    whatever the batch and the engine, and never runs in torch. The engine is a snapshot: it stays what it is
-    when the model is trained further. A model with `activation_ranges` (see `splore.quantize`) runs in eight bits, or
-    in float32 where that is faster.
+    so. `deterministic` gives an image the same result to the bit, whatever the batch and the engine, and never runs in
+    torch. The engine is a snapshot: it stays what it is when the model is trained further. A model with
+    `activation_ranges` (see `splore.quantize`) runs in eight bits, or in float32 where that is faster.
 
     A model of several inputs takes a tuple of examples, and its engine as many arguments.
 

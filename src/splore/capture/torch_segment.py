@@ -83,7 +83,11 @@ class TorchSegment:
     @classmethod
     def whole(cls, model: nn.Module, inputs: int) -> "TorchSegment":
         """A model of so many inputs."""
-        return cls(_Results(model), (True,) * inputs, {})
+        root, graph = nn.Module(), fx.Graph()
+        root.add_module("model", _Results(model))
+        given = tuple(graph.placeholder(f"x{number}") for number in range(inputs))  # exporters want them by name
+        graph.output(graph.call_module("model", given))
+        return cls(fx.GraphModule(root, graph), (True,) * inputs, {})
 
     @classmethod
     def of(cls, piece: Piece, model: Exported) -> "TorchSegment":
