@@ -17,10 +17,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from rows import add_row
 from torch import Tensor, nn
 
 import splore
+from splore.train.passes import Graphed, Passes
 
 NETS = {
     "vgg19": ("vgg19", 10, (3, 32, 32), 128),
@@ -62,18 +65,21 @@ def build(net: str, variant: str, rank: int) -> nn.Module:
     return model
 
 
-def stepper(variant: str, model: nn.Module, x: Tensor, y: Tensor, dtype: torch.dtype, compiled: bool):
+def stepper(variant: str, model: nn.Module, x: Tensor, y: Tensor, dtype: torch.dtype, mode: str):
     """A function that takes one training step of a variant."""
-    forward = torch.compile(model) if compiled else model
     groups = splore.parameter_groups(model, 5e-4)
     optimizer = torch.optim.SGD(groups, lr=1e-3, momentum=0.9, nesterov=True)
     if variant == "ours":
         splore.attach(model, optimizer, l1=1e-3, frobenius=5e-4)
 
+    AcceleratorState._reset_state()  # steps of several precisions are taken here
+    accelerator = Accelerator(cpu=not x.is_cuda, mixed_precision="no" if dtype == torch.float32 else "bf16")
+    forward = torch.compile(model) if mode == "compiled" else model
+    passes = Passes(forward, lambda outputs, labels, images: F.cross_entropy(outputs, labels), accelerator)
+    take = Graphed(passes, len(x)) if mode == "graphs" else passes
+
     def step() -> None:
-        with torch.autocast(x.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            outputs = forward(x)
-        F.cross_entropy(outputs.float(), y).backward()
+        take(x, y)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -100,11 +106,11 @@ def prepare(net: str, variants: Sequence[str], args: argparse.Namespace) -> tupl
     return models, x, torch.randint(0, classes, (batch,), device=device)
 
 
-def measure(net: str, dtype: torch.dtype, compiled: bool, args: argparse.Namespace) -> dict:
+def measure(net: str, dtype: torch.dtype, mode: str, args: argparse.Namespace) -> dict:
     """One row: images per second of the three, and the ratio of ours to dense, step by step."""
     models, x, y = prepare(net, VARIANTS, args)
     error = check(models, x)
-    steps = {variant: stepper(variant, models[variant].train(), x, y, dtype, compiled) for variant in VARIANTS}
+    steps = {variant: stepper(variant, models[variant].train(), x, y, dtype, mode) for variant in VARIANTS}
     times: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
     for repeat in range(args.warmup + args.repeats):
         for variant, step in steps.items():
@@ -121,7 +127,7 @@ def measure(net: str, dtype: torch.dtype, compiled: bool, args: argparse.Namespa
     return {
         "net": net,
         "dtype": str(dtype).removeprefix("torch."),
-        "mode": "compiled" if compiled else "eager",
+        "mode": mode,
         **{f"{variant}_ips": round(speed, 1) for variant, speed in speeds.items()},
         "step_ratio": round(ratio, 3),
         "naive_ratio": round(statistics.median(times["naive"]) / statistics.median(times["dense"]), 3),
@@ -137,7 +143,7 @@ def _peak(net: str, variant: str, args: argparse.Namespace, queue: multiprocessi
     models, x, y = prepare(net, [variant], args)
     if not x.is_cuda:
         Path("/proc/self/clear_refs").write_text("5")  # the peak from here on: decomposing is no part of a step
-    step = stepper(variant, models[variant].train(), x, y, torch.float32, compiled=False)
+    step = stepper(variant, models[variant].train(), x, y, torch.float32, "eager")
     for _ in range(2):
         step()
     if x.is_cuda:
@@ -165,7 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--net", nargs="+", choices=NETS, default=list(NETS))
     parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32"])
-    parser.add_argument("--mode", nargs="+", choices=["eager", "compiled"], default=["eager"])
+    parser.add_argument("--mode", nargs="+", choices=["eager", "compiled", "graphs"], default=["eager"])
     parser.add_argument("--rank", type=int, default=4)
     parser.add_argument("--batch", type=int, default=0, help="images per step; 0 takes each net's own")
     parser.add_argument("--repeats", type=int, default=7)
@@ -179,7 +185,7 @@ def main() -> None:
         peaks = peak_memory(net, args) if args.memory else None
         for dtype in args.dtype:
             for mode in args.mode:
-                row = measure(net, getattr(torch, dtype), mode == "compiled", args)
+                row = measure(net, getattr(torch, dtype), mode, args)
                 if peaks:
                     row |= {f"{variant}_peak_bytes": peak for variant, peak in peaks.items()}
                     row["memory_ratio"] = round(peaks["ours"] / peaks["dense"], 3)

@@ -36,9 +36,9 @@ RECIPE_OPTIONS = [
     "--cut.energy", "--cut.score", "--cut.ranks", "--cut.steps", "--cut.recalibrate_batches",
     "--finetune.epochs", "--finetune.lr", "--finetune.warmup_epochs", "--finetune.distill", "--finetune.temperature",
     "--quantize.images", "--quantize.ranges", "--quantize.epochs", "--quantize.lr",
-    "--hardware.device", "--hardware.precision", "--hardware.compile", "--hardware.channels_last",
-    "--hardware.parallel", "--hardware.threads", "--hardware.checkpoint_minutes", "--hardware.trackers",
-    "--hardware.keep_checkpoints",
+    "--hardware.device", "--hardware.precision", "--hardware.compile", "--hardware.cuda_graphs",
+    "--hardware.channels_last", "--hardware.parallel", "--hardware.threads", "--hardware.checkpoint_minutes",
+    "--hardware.trackers", "--hardware.keep_checkpoints",
 ]  # fmt: skip
 OPTIONS = {
     "run": {"--help", "--config", "--print_config", "--out", "--resume", "--seeds", "--jobs", *RECIPE_OPTIONS},
@@ -69,7 +69,7 @@ ODD = Recipe(
     cut=CutRecipe(None, 0.2, 0.3, 4.0, 3, 2, [0.5], 0.99, "relative", 0.5, 4, 0),
     finetune=FinetuneRecipe(5, 1e-4, 0.25, 0.5, 1e3),
     quantize=QuantizeRecipe(64, "max", 2, 1e-3),
-    hardware=HardwareRecipe("cpu", "bf16", True, False, "fsdp", 3, 1e-3, ["tensorboard", "wandb"], True),
+    hardware=HardwareRecipe("cpu", "bf16", True, True, False, "fsdp", 3, 1e-3, ["tensorboard", "wandb"], True),
 )
 
 

@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from run import NETS, RECIPES, trials
+from run import NETS, RECIPES, summaries, trials
 
 from splore.runs.recipe_file import load_recipe
 from splore.runs.sweep import Sweep, local_executor
@@ -43,19 +43,26 @@ def main() -> int:
     args = parser.parse_args()
     args.kept = args.kept or NETS[args.net][1][:1]
     args.net, args.parallel = [args.net], len(args.method) * len(args.seeds)
-    args.currency, args.together = "params", False
-    keys = ["--hardware.compile=false", "--hardware.checkpoint_minutes=1", *(f"--{word}" for word in args.set)]
+    args.currency, args.together = "params", True
+    keys = [
+        "--hardware.compile=false",
+        "--hardware.cuda_graphs=true",
+        "--hardware.checkpoint_minutes=1",
+        *(f"--{word}" for word in args.set),
+    ]
     end = args.began + 60 * args.minutes
     args.out.mkdir(parents=True, exist_ok=True)
     plan = args.runs / "epochs.json"
     if not plan.exists():
         start, epoch = probe(args, keys)
         base = load_recipe(RECIPES / NETS[args.net[0]][0], keys)
-        epochs = int(((end - time.time()) - RESERVE * 60 * args.minutes - start) / epoch)
+        tuned = base.finetune.epochs / (base.train.epochs + base.finetune.epochs)
+        each = 1 + tuned * (len(args.kept) - 1)  # a net is trained once, and fine-tuned for every share
+        epochs = int(((end - time.time()) - RESERVE * 60 * args.minutes - start) / epoch / each)
         if epochs < 3:
             print(f"{args.minutes:g} minutes are too few: a start takes {start:.0f} s, an epoch {epoch:.1f} s")
             return 1
-        tuning = max(round(epochs * base.finetune.epochs / (base.train.epochs + base.finetune.epochs)), 1)
+        tuning = max(round(epochs * tuned), 1)
         steps = max(round(tuning * base.cut.steps / base.finetune.epochs), 1)
         found = {"train": epochs - tuning, "finetune": tuning, "steps": steps, "start_s": start, "epoch_s": epoch}
         plan.write_text(json.dumps(found, indent=2) + "\n")
@@ -102,9 +109,10 @@ def carry_out(args: argparse.Namespace, keys: list[str], folder: Path, minutes: 
             print(f"{outcome.trial.name}: {outcome.why or ('done' if sweep.is_finished(outcome.trial) else 'paused')}")
             failed += bool(outcome.why)
             if keep and sweep.is_finished(outcome.trial):
-                shutil.copy(made / "summary.json", args.out / f"{outcome.trial.name}.json")
                 last = "dense" if "-dense-" in outcome.trial.name else "model"
-                shutil.copy(made / f"{last}.safetensors", args.out / f"{outcome.trial.name}.safetensors")
+                for name, summary in summaries(outcome.trial, made).items():
+                    shutil.copy(summary, args.out / f"{name}.json")
+                    shutil.copy(summary.with_name(f"{last}.safetensors"), args.out / f"{name}.safetensors")
     return int(failed > 0)
 
 

@@ -97,6 +97,8 @@ class Stage:
             model.compile(dynamic=False)
         replicated = accelerator.num_processes > 1 and not self.prepared.sharded
         trained = accelerator.prepare(model) if replicated else net
+        batch = min(recipe.data.batch_size, data.train.samples) // accelerator.num_processes
+        alone_on_gpu = accelerator.device.type == "cuda" and accelerator.num_processes == 1
 
         def begin(epoch: int) -> None:
             begin_epoch(epoch)
@@ -117,7 +119,8 @@ class Stage:
                 loss=loss,
                 position=position,
                 first_epoch=self.schedule.first_epoch,
-                compiled_batch=min(recipe.data.batch_size, data.train.samples) // accelerator.num_processes,
+                compiled_batch=batch,
+                graphs=recipe.hardware.cuda_graphs and alone_on_gpu,
                 begin_epoch=begin,
                 after_step=self._after_step,
                 end_epoch=self._end_epoch,
@@ -136,7 +139,10 @@ class Stage:
         groups = parameter_groups(net, train.weight_decay, nuclear)
         if train.optimizer == "adamw":
             return torch.optim.AdamW(groups, lr=self.schedule.lr, betas=(train.momentum, 0.999))
-        return torch.optim.SGD(groups, lr=self.schedule.lr, momentum=train.momentum, nesterov=train.momentum > 0)
+        fused = self.shards is None and self.prepared.accelerator.device.type == "cuda"
+        return torch.optim.SGD(
+            groups, lr=self.schedule.lr, momentum=train.momentum, nesterov=train.momentum > 0, fused=fused or None
+        )
 
     def _go_on(self, checkpoint: dict) -> Position:
         """Puts the optimiser and the generators back to where a checkpoint found them."""

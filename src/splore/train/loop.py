@@ -16,6 +16,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from splore.train.passes import Graphed, Passes
+
 
 class TrainingBatches(Protocol):
     """The training split as the loop reads it; `splore.vision.Batches` says more of it."""
@@ -68,6 +70,7 @@ def fit(
     position: Position,
     first_epoch: int = 0,
     compiled_batch: int = 0,
+    graphs: bool = False,
     begin_epoch: Callable[[int], None] = lambda epoch: None,
     after_step: Callable[[Position], None] = lambda position: None,
     end_epoch: Callable[[Position], None] = lambda position: None,
@@ -82,32 +85,33 @@ def fit(
         first_epoch: number of the stage's first epoch in the order of the data, so that stages see different orders.
         compiled_batch: a smaller batch, such as an epoch's last one, does not go through what is compiled: it is not
             worth a compilation of its own, nor one for all sizes, which every step would then go through.
+        graphs: replay the passes of batches of that size as a CUDA graph.
         begin_epoch: called before an epoch's first step, not when one is resumed in its middle.
         after_step: called after each step with the new position: reports, checkpoints.
         end_epoch: called after an epoch's last step, with `sums` of the whole epoch, before they are cleared.
     """
     steps = len(batches)
+    passes = Passes(model, loss, accelerator)
+    graphed = Graphed(passes, compiled_batch) if graphs else None
     position.sums = position.sums.to(accelerator.device)
     while position.epoch < epochs:
         if position.step == 0:
             begin_epoch(position.epoch)
+        if graphed:
+            graphed.renew()
         model.train()
         for x, y in batches.epoch(first_epoch + position.epoch, position.step):
             rate = learning_rate((position.epoch * steps + position.step) / (epochs * steps))
             for group in optimizer.param_groups:
                 group["lr"] = rate
             with torch.compiler.set_stance("force_eager") if len(y) < compiled_batch else nullcontext():
-                with accelerator.autocast():
-                    outputs = model(x)
-                outputs = outputs.float()
-                value = loss(outputs, y, x)
-            accelerator.backward(value)
+                value, outputs = (graphed or passes)(x, y)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             with torch.no_grad():
                 correct = (outputs.argmax(1) == y).sum()
                 samples = torch.full_like(correct, len(y))
-                position.sums += torch.stack([value.detach().double() * len(y), correct, samples])
+                position.sums += torch.stack([value.double() * len(y), correct, samples])
             position.step += 1
             after_step(position)
         end_epoch(position)

@@ -189,11 +189,19 @@ class FrobeniusDecay:
         strength = scale * self.strength
         if not strength:
             return
+        alike: dict[tuple, list[tuple[nn.Parameter, nn.Parameter]]] = {}
         for A, B in self.factors:
             if A.grad is not None and B.grad is not None:
-                P, Q = whole(A), whole(B)
-                local(A.grad).addmm_(local(A), Q @ Q.T, alpha=strength)
-                local(B.grad).addmm_(local(shard_like(P.T @ P, B)), Q, alpha=strength)
+                alike.setdefault((A.shape, B.shape, A.dtype, A.device), []).append((A, B))
+        for pairs in alike.values():  # one product for all: a GPU would wait for the host to launch so many small ones
+            As, Bs = zip(*pairs, strict=True)
+            P, Q = torch.stack([whole(A) for A in As]), torch.stack([whole(B) for B in Bs])
+            parts, added = (*As, *Bs), (*(P @ (Q @ Q.mT)), *((P.mT @ P) @ Q))
+            torch._foreach_add_(
+                [local(part.grad) for part in parts],
+                [local(shard_like(each, part)) for each, part in zip(added, parts, strict=True)],
+                alpha=strength,
+            )
 
 
 class NuclearDecay:
