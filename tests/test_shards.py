@@ -154,7 +154,7 @@ def test_killed_it_is_resumed_by_two_or_by_one(stage, alone, tmp_path):
     words = [*WORDS, "--hardware.checkpoint_minutes=0"]
     done = [
         command.wait()
-        for command in ranks(words, tmp_path, env={"DIE_AT": {"train": "14", "finetune": "44"}[stage], "DIE_RANK": "1"})
+        for command in ranks(words, tmp_path, env={"DIE_AT": {"train": "14", "finetune": "49"}[stage], "DIE_RANK": "1"})
     ]
     assert done[1].code == -signal.SIGKILL and done[0].code == 1, done
     state = torch.load(checkpoints(tmp_path / "out")[-1], weights_only=True)
