@@ -19,15 +19,13 @@ def section(path: Path) -> str:
     run = json.loads(path.read_text())
     recipe, machine, versions = run["recipe"], run["hardware"], run["versions"]
     stages = [StageRow(row["stage"], **{name: row[name] for name in FIGURES}) for row in run["stages"]]
-    epochs = recipe["train"]["epochs"] + recipe["finetune"]["epochs"]
     return "\n".join(
         [
             f"## {recipe['model']} on {recipe['data']['name']}",
             "",
             str(stage_table(stages)),
             "",
-            f"Method {recipe['method']}; {epochs} epochs for the dense net, {recipe['train']['epochs']} + "
-            f"{recipe['finetune']['epochs']} for ours; seed {run['seed']} (n = 1); accuracy at the last epoch.",
+            f"Method {recipe['method']}; {_epochs(recipe)}; seed {run['seed']} (n = 1); accuracy at the last epoch.",
             f"{machine['gpu'] or machine['cpu']}, {machine['threads']} threads, {_minutes(run['seconds'])}; "
             f"PyTorch {versions['torch']}; commit {run['commit']}; `benchmarks/results/{path.name}`.",
         ]
@@ -65,6 +63,14 @@ def eight_bits(rows: list[dict]) -> str:
         ]
         lines.append(f"| {net} | {file} | {float32:.2f} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _epochs(recipe: dict) -> str:
+    """How long the stages of a run trained, and what they started from."""
+    train, tune, rounded = recipe["train"]["epochs"], recipe["finetune"]["epochs"], recipe.get("quantize", {})
+    first = f"{train + tune} epochs for the dense net" if recipe["baseline"] else "from trained dense weights"
+    last = f" + {rounded['epochs']} in eight bits" if rounded.get("epochs") else ""
+    return f"{first}, {train} + {tune}{last} for ours"
 
 
 def _minutes(seconds: float) -> str:

@@ -3,11 +3,17 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+
+import splore
 
 ROOT = Path(__file__).parents[1]
 
@@ -57,6 +63,39 @@ def test_a_server_is_restarted_under_load_and_nobody_sees_it(tmp_path):
     assert found["errors"] == 0 and found["requests"] > 50
     assert found["memory_mib"][1] < found["memory_mib"][0] + 20
     assert found["idle_cpu_percent"] < 10
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the server forks")
+def test_a_client_finds_right_what_the_network_itself_says_of_images(tmp_path):
+    classes = ("stoat", "otter", "weasel")
+    model = splore.build("resnet20", num_classes=3).eval()
+    model.task = splore.Task(classes, splore.Preprocessing((32, 32), (0.5,) * 3, (0.2,) * 3))
+    draw = np.random.default_rng(0)
+    pixels = draw.integers(0, 256, (30, 32, 32, 3), np.uint8)
+    x = torch.from_numpy(np.stack([model.task.preprocessing(each) for each in pixels]))
+    splore.quantize(model, [x])
+    splore.compile(model, x[:8], deterministic=True).save(tmp_path / "net.splore")
+    with torch.no_grad():
+        labels = splore.Engine.load(tmp_path / "net.splore")(x).argmax(1).tolist()
+    labels[:3] = [(label + 1) % 3 for label in labels[:3]]
+    for name in classes:
+        (tmp_path / "images" / name).mkdir(parents=True)
+    for i, label in enumerate(labels):
+        Image.fromarray(pixels[i]).save(tmp_path / "images" / classes[label] / f"{i}.png")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        fd, port = listener.fileno(), listener.getsockname()[1]
+        words = [ROOT / "examples/serve.py", tmp_path / "net.splore", "--fd", fd, "--workers", 2]
+        server = subprocess.Popen([sys.executable, *map(str, words)], pass_fds=[fd], stdout=subprocess.PIPE)
+    try:
+        assert server.stdout.readline() == b"ready\n"
+        words = [ROOT / "examples/client.py", tmp_path / "net.splore", tmp_path / "images", "--port", port]
+        found = json.loads(run(*words, "--images", 90, "--batch", 7, folder=tmp_path))
+    finally:
+        server.terminate()
+        server.wait(60)
+    assert (found["images"], found["right"]) == (30, 27)
+    assert found["difference"] < 1e-4
 
 
 @pytest.mark.slow
