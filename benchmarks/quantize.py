@@ -4,8 +4,7 @@
 
 The first file is the dense net, which ONNX Runtime and OpenVINO (by NNCF) quantise with their own defaults on the same
 training images, unless `--peers` names none; each is compared with the same net in float32. All test images are
-classified, ours by the engine's program in eight bits. `in_torch` is what PyTorch gives with weights and layers' inputs
-rounded, which is how fine-tuning sees the net.
+classified, by the engine's programs in float32 and in eight bits where the net is ours.
 """
 
 import argparse
@@ -84,14 +83,11 @@ def correct(classify: Classify, data: Data) -> float:
     return 100 * right / seen
 
 
-def in_torch(model: nn.Module) -> Classify:
-    """The model in float32."""
-
-    def classify(x: NDArray[np.float32]) -> NDArray[np.float32]:
-        with torch.no_grad():
-            return model(torch.from_numpy(x)).numpy()
-
-    return classify
+def program_of(model: nn.Module, data: Data) -> splore.Engine:
+    """The model in the engine, in eight bits where it was quantised, though float32 be faster."""
+    (program,) = captured(model, torch.zeros(1, *data.image_shape)).segments
+    small = quantise(program, model.activation_ranges) if hasattr(model, "activation_ranges") else program
+    return splore.Engine((small,), program.input, (data.num_classes,))
 
 
 def main() -> None:
@@ -115,7 +111,7 @@ def main() -> None:
         accelerator = accelerator_of(recipe.hardware, Path())
         data = open_split(recipe.data, 0, accelerator, torch.contiguous_format)
         model = splore.load(file).eval()
-        whole = correct(in_torch(model), data)
+        whole = correct(program_of(model, data), data)
 
         def row(
             method: str, accuracy: float, file: str = file, whole: float = whole, **more: float | int | str
@@ -134,15 +130,14 @@ def main() -> None:
                 more = [f"--quantize.epochs={epochs}", f"--quantize.ranges={ranges}", f"--quantize.lr={options.lr}"]
                 recipe = load_recipe(overrides=[*words, *more])
                 net = copy.deepcopy(model)
-                with Display() as display:
-                    score = to_eight_bits(net, recipe, data, accelerator, display, StopRequest())
-                (program,) = captured(net.eval(), torch.zeros(1, *data.image_shape)).segments
-                small = quantise(program, net.activation_ranges)
-                engine = splore.Engine((small,), program.input, (data.num_classes,))  # bytes, though float32 be faster
-                label, fields = "calibrated", {"in_torch": score.accuracy, "images": options.images}
+                label, fields = "calibrated", {"images": options.images}
                 if epochs:
                     label, fields = f"fine-tuned for {epochs}", fields | {"lr": options.lr, "type": options.precision}
-                row(f"{label}, {ranges}", correct(engine, data), **fields)
+                    with Display() as display:
+                        to_eight_bits(net, recipe, data, accelerator, display, StopRequest())
+                else:
+                    splore.quantize(net, data.train, images=options.images, ranges=ranges)
+                row(f"{label}, {ranges}", correct(program_of(net.eval(), data), data), **fields)
 
 
 if __name__ == "__main__":
