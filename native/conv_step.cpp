@@ -68,8 +68,8 @@ void ConvStep::bind() {
   args_.taps = int32_t(w.taps());
   args_.x_row = w.stride_h * in_.row;
   args_.inside = choice.inside;
-  args_.fetch_input = !choice.gathered && in_.size() > kStays;
-  args_.fetch_output = !pooled_ && map_.size() > kStays;
+  args_.fetch_input = !choice.gathered && !in_.stays_in_cache();
+  args_.fetch_output = !pooled_ && !map_.stays_in_cache();
   args_.fetch_entries = packed_->entries.size() + packed_->words.size() / 2 > kLongStream;
   args_.out_row = pooled_ ? shape.columns * layout_.lanes : map_.row;
   args_.out_plane = pooled_ ? shape.rows * shape.columns * layout_.lanes : map_.plane;

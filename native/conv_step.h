@@ -8,8 +8,6 @@
 
 namespace splore {
 
-constexpr ptrdiff_t kStays = 1 << 18;  // floats of a value that mostly stays in the second-level cache
-
 // Whether a 3 x 3 window keeps a map that is one tile: the kernels then know what it sees of the border, and read none.
 bool may_stay_inside(const Window& window, const Shape& in, const Shape& out);
 

@@ -158,8 +158,8 @@ void IntConvStep::bind() {
     args_.residual_row = residual_->row, args_.residual_plane = residual_->plane;
   }
   args_.gather = tiling_.gather();
-  args_.fetch_input = !choice_.gathered && in_.size() > kStays;
-  args_.fetch_output = op_.quant && map_.size() > kStays;
+  args_.fetch_input = !choice_.gathered && !in_.stays_in_cache();
+  args_.fetch_output = op_.quant && !map_.stays_in_cache();
   args_.in_plane = tiling_.planes() * in_.plane;
   args_.first_tap = tiling_.offset_of(0, 0), args_.last_tap = tiling_.offset_of(w.kernel_h - 1, w.kernel_w - 1);
 }

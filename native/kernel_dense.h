@@ -119,8 +119,10 @@ void dense_inside(const float* packed, const ConvBlock& block, int begin, int en
 template <int T, class Source, class Sink>
 SPLORE_INLINE void dense_rows(const float* packed, const int32_t* offsets, int columns, int begin, int end, const Source& x,
                               const Sink& sink) {
-  for (int row = begin; row < end; row += kRowGroup)
+  for (int row = begin; row < end; row += kRowGroup) {
+    for (int g = 0; g < kRowGroup; g++) sink.prefetch(row + kRowsAhead + g);
     dense_chunks<kRowGroup, 0, T>(packed + ptrdiff_t(row) * columns, offsets, columns, row, x, sink);
+  }
 }
 
 // The rows of B are few: a last group that is not full is worth a kernel of its own.

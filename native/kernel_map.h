@@ -57,6 +57,8 @@ void pool(const PoolArgs& args) {
   for (int o = 0; o < args.outputs; o++) {
     const float* x = args.x + o * args.step;
     Vec y = args.max ? load(x) : Vec{};
+    for (int i = 0; i < args.rows_ahead; i++)
+      for (ptrdiff_t j = 0; j < args.step; j += L) __builtin_prefetch(x + (args.kernel_h + i) * args.row + j);
     for (int i = 0; i < args.kernel_h; i++)
       for (int j = 0; j < args.kernel_w; j++) {
         const Vec v = load(x + i * args.row + j * L);

@@ -56,9 +56,8 @@ SPLORE_INLINE void pattern_rows(const PatternBlock& block, const Corner<R, C, ST
   for (int i = 0; i < block.group_count; i++) {
     for (; fetched * block.group_count < int64_t(i + 1) * ahead.channels; fetched++)
       prefetch<R, C, STEP>(ahead, pitch, int(fetched));
-    const int channel = word->index, next = channel + kPatternRows;
-    if (sink.args.fetch_output && sink.last)
-      for (int g = 0; g < kPatternRows && next + g < sink.args.n; g++) sink.prefetch(next + g);
+    const int channel = word->index;
+    for (int g = 0; g < kPatternRows; g++) sink.prefetch(channel + kRowsAhead + g);
     Vec sum[kPatternRows][R * C];
 #pragma GCC unroll 4
     for (int g = 0; g < kPatternRows; g++) sink.template start<0>(channel + g, sum[g]);

@@ -61,7 +61,7 @@ SPLORE_INLINE void sparse_rows(const SparseBlock& block, const Corner<R, C, STEP
   for (int i = 0; i < block.row_count; i++) {
     for (; fetched * block.row_count < int64_t(i + 1) * ahead.channels; fetched++)
       prefetch<R, C, STEP>(ahead, pitch, int(fetched));
-    if (sink.args.fetch_output && sink.last && i + 1 < block.row_count) sink.prefetch(block.rows[i + 1].channel);
+    if (i + kRowsAhead < block.row_count) sink.prefetch(block.rows[i + kRowsAhead].channel);
     const int channel = block.rows[i].channel;
     Vec sum[U][T];
     sink.template start<0>(channel, sum[0]);

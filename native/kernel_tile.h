@@ -17,6 +17,8 @@ struct Corner {
   SPLORE_INLINE Vec at(int v, ptrdiff_t offset) const { return load(place(v, offset)); }
 };
 
+constexpr int kRowsAhead = 8;  // output channels: memory answers later than one is summed
+
 // Starts and finishes the sums of output channels, for N vectors of the tile from V on. Each condition is asked once for all
 // of them, outside of the loops.
 template <int R, int C>
@@ -74,8 +76,9 @@ struct Store {
     }
   }
 
-  // What the last block reads and writes of a channel beside its sums.
+  // What the last block reads and writes of a channel beside its sums, where it is not in the cache.
   SPLORE_INLINE void prefetch(int channel) const {
+    if (!args.fetch_output || !last || channel >= args.n) return;
     const float* out = tile.out + channel * args.out_plane;
     const float* residual = tile.residual + channel * args.residual_plane;
 #pragma GCC unroll 16
@@ -103,6 +106,7 @@ template <int T>
 struct Keep {
   float* t;
   bool first;
+  SPLORE_INLINE void prefetch(int) const {}
   template <int V, int N>
   SPLORE_INLINE void start(int row, Vec (&sum)[N]) const {
 #pragma GCC unroll 16

@@ -167,6 +167,7 @@ struct PoolArgs {
   const float* x;  // the first window's first pixel
   ptrdiff_t row, step;
   int32_t kernel_h, kernel_w;
+  int32_t rows_ahead;  // below the window, to be prefetched for the next row of outputs
   float* out;
   int32_t outputs;
   float scale;

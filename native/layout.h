@@ -36,6 +36,8 @@ struct Storage {
   const int32_t* mask = nullptr;  // planar layout: which lanes of those vectors are pixels
 
   ptrdiff_t size() const { return shape.c * plane + tail; }
+  // Mostly, in the second-level cache.
+  bool stays_in_cache() const { return size() <= ptrdiff_t(1) << 18; }
   // The first pixel of channel 0.
   float* pixels(float* arena) const { return arena + offset + first; }
 };

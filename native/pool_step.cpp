@@ -85,6 +85,7 @@ class PoolStep : public Step {
       args.x = from + rows.begin * in_.row + first.begin * in_.column;
       args.row = in_.row, args.step = w.stride_w * in_.column;
       args.kernel_h = int32_t(rows.size()), args.kernel_w = int32_t(first.size());
+      args.rows_ahead = in_.stays_in_cache() ? 0 : int32_t(w.stride_h);
       args.out = to + x * out->column;
       args.outputs = int32_t(same);
       args.scale = scale(rows, first);

@@ -8,7 +8,7 @@ void mark_fusible(std::vector<SliceStep>& steps) {
   const bool every = fast_plan();
   for (size_t i = 0; i + 1 < steps.size(); i++) {
     const ConvStep *maker = steps[i].conv, *reader = steps[i + 1].conv;
-    if (maker && reader && maker->can_fuse_rows(*reader) && (every || maker->out->size() > kStays)) steps[i++].may_fuse = true;
+    if (maker && reader && maker->can_fuse_rows(*reader) && (every || !maker->out->stays_in_cache())) steps[i++].may_fuse = true;
   }
 }
 
