@@ -12,17 +12,17 @@ RESULTS = Path(__file__).parent / "results"
 SPEED = """
 ## Speed on a CPU
 
-The whole net on 2 threads, random weights of the given structure, outputs checked first, beside the *fastest* of
-PyTorch eager, torch.compile, ONNX Runtime and OpenVINO, and of ONNX Runtime in int8 and OpenVINO in int8 and bf16, as
-far as they ran beside it; medians of 20 (`make bench`, `benchmarks/results/engine.json`). Runs differ by some 5 %. The
-commit tells how old an engine is; the EPYC without a family is the one of family 26, earlier. That one is a virtual
-machine, which is moved between cores that share a third-level cache and cores that don't: what this does to one image
-is in the [log](log.md)."""
+The whole net on 2 threads, random weights of the given structure (L: its share of each layer, or its rank), outputs
+checked first, beside the *fastest* of PyTorch eager, torch.compile, ONNX Runtime and OpenVINO, and of ONNX Runtime in
+int8 and OpenVINO in int8 and bf16, as far as they ran beside it; medians of 20 (`make bench`,
+`benchmarks/results/engine.json`). Runs differ by some 5 %. The commit tells how old an engine is; the EPYC without a
+family is the one of family 26, earlier. That one is a virtual machine, which is moved between cores that share a
+third-level cache and cores that don't: what this does to one image is in the [log](log.md)."""
 TRAINING = """
 ## A training step
 
 Ours, masks and proximal step included, over the dense one: 2 threads, medians of n (`benchmarks/training.py`,
-`benchmarks/results/training.json`). No GPU has measured it yet."""
+`benchmarks/results/training.json`). On a GPU: the [log](log.md#what-a-training-step-costs)."""
 
 
 def by_machine(rows: list[dict]) -> dict[str, list[dict]]:
@@ -36,18 +36,21 @@ def by_machine(rows: list[dict]) -> dict[str, list[dict]]:
 def engine_table(rows: list[dict]) -> str:
     """Whole nets: the engine, the fastest dense runtime, and the peak memory of the engine and of the least peer."""
     lines = [
-        "| net | kept | bits | batch | engine | fastest dense | speed-up | peak memory, engine / peer | commit |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| net | kept | L | bits | batch | engine | fastest dense | speed-up | peak memory, engine / peer | commit |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     rows = [DEFAULTS | row for row in rows]
-    for row in sorted(rows, key=lambda row: (row["net"], row["kept"], -row["bits"], row["batch"])):
+    for row in sorted(rows, key=lambda row: (row["net"], row["kept"], row["rank"], -row["bits"], row["batch"])):
+        rank = row["rank"]
+        low_rank = "none" if not rank else f"{100 * rank:g} %" if rank < 1 else f"rank {rank:g}"
         peer, ms = min(row["peers"].items(), key=lambda item: item[1])
         memory = dict(row.get("peak_mib", {}))
         ours = memory.pop("engine", 0)
         peaks = f"{ours:.0f} / {min(memory.values()):.0f} MiB" if memory else ""
         lines.append(
-            f"| {row['net']} | {100 * row['kept']:g} % | {row['bits']} | {row['batch']} | {row['engine_ms']:.3g} ms "
-            f"| {ms:.3g} ms, {peer} | {row['speedup']:.2f}x | {peaks} | {row['commit'][:7]} |"
+            f"| {row['net']} | {100 * row['kept']:g} % | {low_rank} | {row['bits']} | {row['batch']} "
+            f"| {row['engine_ms']:.3g} ms | {ms:.3g} ms, {peer} | {row['speedup']:.2f}x | {peaks} "
+            f"| {row['commit'][:7]} |"
         )
     return "\n".join(lines)
 
