@@ -150,7 +150,7 @@ def attach(
 
     Nothing else in the loop changes, with gradient accumulation, clipping, a gradient scaler (a step that it skips is
     none), closures, and wrappers such as Accelerate's, Lightning's or a Hugging Face Trainer's. What is added to the
-    gradients is added after clipping, as weight decay is. A deep copy of the optimiser has none of it: attach that again.
+    gradients is added after clipping, as weight decay is. A deep copy of the optimiser has none of it: attach it anew.
 
     Args:
         model: a decomposed network; DDP, FSDP2 and `torch.compile` may have wrapped it.
