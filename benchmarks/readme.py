@@ -43,7 +43,7 @@ def speed() -> str:
     benchmarks/engine.py."""
     found: dict[tuple[str, float], dict[tuple[bool, int], str]] = {}
     for row in json.loads((HERE / "results" / "engine.json").read_text()):
-        if row["hardware"]["cpu"].startswith(MACHINE):
+        if row["hardware"]["cpu"].startswith(MACHINE) and row["rank"]:  # of S alone see docs/results.md
             place = row["batch"] > 1, row.get("bits", DEFAULTS["bits"])
             found.setdefault((row["net"], row["kept"]), {})[place] = f"{row['speedup']:.2f}x"
     lines = ["| net | kept | 1 image, 32/8 bits | 32 (ResNet-50: 16) |", "|---|---|---|---|"]
