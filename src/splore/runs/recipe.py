@@ -157,8 +157,8 @@ class HardwareRecipe:
         device: auto (a GPU when there is one) or cpu.
         precision: fp32, bf16 or fp16: the type that convolutions run in.
         compile: compile the training step with torch.compile (on a CPU that needs a C++ compiler, and gains little).
-        cuda_graphs: replay the passes of a step as one CUDA graph, in a run of one process on a GPU, which need not wait
-            for Python then: for nets of many small layers. Ignored on a CPU.
+        cuda_graphs: replay the passes of a step as one CUDA graph, in a run of one process on a GPU. That then need not
+            wait for Python: for nets of many small layers. Ignored on a CPU.
         channels_last: keep images and convolutions in the channels-last layout.
         parallel: how several processes share a run: ddp (each holds all of the training's state) or fsdp (parameters,
             gradients and momentum are cut into shards, FSDP2); one process alone has nothing to share.
