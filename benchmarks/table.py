@@ -21,12 +21,13 @@ def section(path: Path) -> str:
     stages = [StageRow(row["stage"], **{name: row[name] for name in FIGURES}) for row in run["stages"]]
     return "\n".join(
         [
-            f"## {recipe['model']} on {recipe['data']['name']}",
+            f"## {recipe['model']} on {recipe['data']['name']}{', in eight bits' if _rounded(recipe) else ''}",
             "",
             str(stage_table(stages)),
             "",
             f"Method {recipe['method']}; {_epochs(recipe)}; seed {run['seed']} (n = 1); accuracy at the last epoch.",
-            f"{machine['gpu'] or machine['cpu']}, {machine['threads']} threads, {_minutes(run['seconds'])}; "
+            f"{machine['gpu'] or machine['cpu']}, {_count(machine['threads'], 'thread')}, "
+            f"{_count(round(run['seconds'] / 60), 'minute')}; "
             f"PyTorch {versions['torch']}; commit {run['commit']}; `benchmarks/results/{path.name}`.",
         ]
     )
@@ -76,9 +77,12 @@ def _epochs(recipe: dict) -> str:
     return f"{first}, {train} + {tune}{last} for ours"
 
 
-def _minutes(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{minutes} minute{'' if minutes == 1 else 's'}"
+def _rounded(recipe: dict) -> bool:
+    return bool(recipe.get("quantize", {}).get("images"))
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 def main() -> None:
