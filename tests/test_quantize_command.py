@@ -41,6 +41,8 @@ def test_a_file_is_quantised_and_inspected_and_evaluated(finished):
     assert done.code == 0, done
     assert "model-int8.safetensors: " in done.out and " before; accuracy " in done.out
     assert splore("evaluate", out / "model-int8.safetensors", *data, *OWN, folder=out).code == 0
+    compiled = splore("compile", out / "model-int8.safetensors", *OWN, *IMAGE, folder=out)
+    assert compiled.code == 0 and "splore evaluate says what it loses" in compiled.out
     shown = splore("inspect", out / "model-int8.safetensors", *OWN, *IMAGE, folder=out)
     assert shown.code == 0 and "at least" in shown.out
     found = json.loads(splore("inspect", out / "model-int8.safetensors", "--json", *OWN, *IMAGE, folder=out).out)
