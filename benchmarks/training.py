@@ -180,6 +180,8 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true", help="also measure peak memory, in float32 and eager mode")
     parser.add_argument("--json", type=Path, help="file of rows to add to; a row of the same measurement is replaced")
     args = parser.parse_args()
+    if "graphs" in args.mode and not torch.cuda.is_available():
+        parser.error("--mode graphs needs a GPU, and PyTorch finds none")
     torch.set_num_threads(args.threads)
     for net in args.net:
         peaks = peak_memory(net, args) if args.memory else None
