@@ -132,7 +132,8 @@ def main() -> None:
                 net = copy.deepcopy(model)
                 label, fields = "calibrated", {"images": options.images}
                 if epochs:
-                    label, fields = f"fine-tuned for {epochs}", fields | {"lr": options.lr, "type": options.precision}
+                    label = f"fine-tuned for {epochs} at {options.lr:g}"
+                    fields |= {"lr": options.lr, "type": options.precision}
                     with Display() as display:
                         to_eight_bits(net, recipe, data, accelerator, display, StopRequest())
                 else:

@@ -65,15 +65,15 @@ def compressed_net(loader: DataLoader) -> nn.Module:
     splore.share_budget(model, params=KEPT)  # (c) ranks of L and entries of S compete for the parameters,
     splore.prune(model, params=KEPT)  # the weakest entries go,
     splore.recalibrate(model, loader)  # batch norm is measured again,
-    optimizer = sgd(model, HALF)
+    optimizer = sgd(model, HALF, decay_sparse=True)
     splore.attach(model, optimizer, nuclear=0.01)  # and what was cut stays zero
     train(model, loader, optimizer, TUNING, last=0.0)
     return model
 
 
-def sgd(model: nn.Module, rate: float) -> torch.optim.Optimizer:
-    """Weight decay for dense weights alone; S has the l1, and A and B the nuclear norm."""
-    groups = splore.parameter_groups(model, weight_decay=5e-4)
+def sgd(model: nn.Module, rate: float, decay_sparse: bool = False) -> torch.optim.Optimizer:
+    """Weight decay for dense weights, and for S where it has no l1; A and B have the nuclear norm."""
+    groups = splore.parameter_groups(model, weight_decay=5e-4, decay_sparse=decay_sparse)
     return torch.optim.SGD(groups, rate, momentum=0.9, nesterov=True)
 
 

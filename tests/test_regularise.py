@@ -216,6 +216,17 @@ def test_parameter_groups_hold_every_parameter_once_and_decay_dense_weights_only
     assert decayed == ["0.weight"] and {group["weight_decay"] for group in groups} == {0.01, 0.0}
 
 
+def test_without_an_l1_the_sparse_parts_can_decay_as_dense_weights_do():
+    model = decomposed()
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = parameter_groups(model, 0.01, nuclear=0.1, decay_sparse=True)
+    listed = {group["weight_decay"]: [names[id(p)] for p in group["params"]] for group in groups}
+    sparse = [name for name in names.values() if name.endswith(".S")]
+    assert sparse and set(listed[0.01]) == {"0.weight", *sparse}
+    assert {name[-2:] for name in listed[0.1]} == {".A", ".B"}
+    assert sum(map(len, listed.values())) == len(names)
+
+
 def test_a_step_with_weight_decay_leaves_the_parts_alone_where_there_is_no_gradient():
     model = decomposed()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}

@@ -65,9 +65,8 @@ def _finetune(
 ) -> None:
     config, train = recipe.quantize, recipe.train
     torch.manual_seed(recipe.seed)
-    optimizer = torch.optim.SGD(
-        parameter_groups(model, train.weight_decay), lr=config.lr, momentum=train.momentum, nesterov=train.momentum > 0
-    )
+    groups = parameter_groups(model, train.weight_decay, decay_sparse=True)
+    optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=train.momentum, nesterov=train.momentum > 0)
     if decomposed_layers(model):
         attach(model, optimizer, frobenius=train.frobenius)
     several = accelerator.num_processes > 1

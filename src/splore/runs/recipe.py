@@ -50,7 +50,7 @@ class TrainRecipe:
         final_lr: learning rate at the end of stage b; with that of finetune.lr both stages are one schedule. The dense
             baseline ends at 0.
         momentum: Nesterov momentum of sgd, the first beta of adamw, 0 to 1.
-        weight_decay: of dense weights, per step and unit of learning rate.
+        weight_decay: of dense weights, and of S where no l1 is on it, per step and unit of learning rate.
         warmup_epochs: epochs of linear warm-up before the cosine.
         label_smoothing: share of the target spread over all classes, 0 to 1.
         l1: strength of the l1 on S.

@@ -136,7 +136,8 @@ class Stage:
     def _new_optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
         train = self.prepared.recipe.train
         nuclear = train.l1 * train.nuclear if self.name == "train" else 0.0
-        groups = parameter_groups(net, train.weight_decay, nuclear)
+        with_l1 = self.name == "train" and train.l1 > 0
+        groups = parameter_groups(net, train.weight_decay, nuclear, decay_sparse=not with_l1)
         if train.optimizer == "adamw":
             return torch.optim.AdamW(groups, lr=self.schedule.lr, betas=(train.momentum, 0.999))
         fused = self.shards is None and self.prepared.accelerator.device.type == "cuda"

@@ -225,18 +225,21 @@ class NuclearDecay:
             torch._foreach_add_([local(p.grad) for p in held], parts, alpha=scale * self.strength)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, nuclear: float = 0.0) -> list[dict]:
+def parameter_groups(
+    model: nn.Module, weight_decay: float, nuclear: float = 0.0, *, decay_sparse: bool = False
+) -> list[dict]:
     """Groups for an optimiser: the dense weights, with weight decay; all the rest, without; A and B, if penalised.
 
-    The rest is S (the l1's affair), biases and normalisation, and A and B (see `FrobeniusDecay`). With `nuclear` A and
-    B have a group of their own, which decays each by that strength: this penalises strength * ||A·B||_*, the sum of the
-    singular values, for the least of (||A||_F^2 + ||B||_F^2) / 2 over all factors of L is its nuclear norm (Srebro et
-    al., 2005). Beside an `L1` of equal strength, scaled by `Scaling.PCA`, that is the objective of robust PCA, which
-    leaves to L only what entries of S would cost more for; so layers that are low-rank only are spared.
+    The rest is biases and normalisation, A and B (see `FrobeniusDecay`), and S, which is the l1's affair. Where there
+    is no l1, as in fine-tuning, let S decay as the dense weights do: `decay_sparse`. With `nuclear` A and B have a
+    group of their own, which decays each by that strength: this penalises strength * ||A·B||_*, the sum of the singular
+    values, for the least of (||A||_F^2 + ||B||_F^2) / 2 over all factors of L is its nuclear norm (Srebro et al.,
+    2005). Beside an `L1` of equal strength, scaled by `Scaling.PCA`, that is the objective of robust PCA, which leaves
+    to L only what entries of S would cost more for; so layers that are low-rank only are spared.
     """
     layers = decomposed_layers(model).values()
     factors = {id(p) for layer in layers if layer.S is not None for p in layer.factors} if nuclear else set()
-    special = {id(p) for layer in layers for p in (*layer.factors, layer.S)}
+    special = {id(p) for layer in layers for p in (layer.factors if decay_sparse else (*layer.factors, layer.S))}
     decayed: list[nn.Parameter] = []
     spared: list[nn.Parameter] = []
     for parameter in model.parameters():
