@@ -203,3 +203,18 @@ def test_a_terminal_shows_the_progress_live(tmp_path):
         r"-:--:--|\d:\d\d",
     ):
         assert re.search(part, shown), (part, shown)
+
+
+def test_the_weight_decay_takes_s_where_no_l1_is_on_it(tmp_path):
+    words = ["run", *TINY, "--baseline=false", "--cut.ranks=keep"]
+    sizes = {}
+    for l1 in (0.01, 0):
+        for decay in (0, 0.5):
+            out = tmp_path / f"{l1}-{decay}"
+            done = splore(*words, f"--train.l1={l1}", f"--train.weight_decay={decay}", "--out", out, folder=tmp_path)
+            assert done.code == 0, done
+            for file in ("trained", "model"):
+                sizes[l1, decay, file] = tensors(out / f"{file}.safetensors")["conv2.S.values"].abs().sum().item()
+    assert sizes[0.01, 0, "trained"] == sizes[0.01, 0.5, "trained"]  # the l1's affair
+    assert sizes[0.01, 0.5, "model"] < 0.9 * sizes[0.01, 0, "model"]
+    assert sizes[0, 0.5, "trained"] < 0.9 * sizes[0, 0, "trained"]
