@@ -1,6 +1,7 @@
 """A run that dies, however it dies, and is resumed ends as if nothing had happened: the same bits, the same journal."""
 
 import contextlib
+import hashlib
 import json
 import os
 import random
@@ -140,6 +141,18 @@ def test_a_damaged_checkpoint_is_not_loaded_but_the_one_before(damage, interrupt
     done = splore(*WORDS, "--resume", folder=tmp_path)
     assert done.code == 0 and "going on in stage train" in done.out, done
     assert_same(out, undisturbed)
+
+
+def test_a_checkpoint_whose_optimiser_has_other_groups_says_so_and_stays(interrupted, tmp_path):
+    out = shutil.copytree(interrupted, tmp_path / "out")
+    path = checkpoints(out)[-1]
+    state = torch.load(path, weights_only=True)
+    state["optimizer"]["param_groups"].pop()
+    torch.save(state, path)
+    path.with_suffix(".sha256").write_text(hashlib.sha256(path.read_bytes()).hexdigest())
+    done = splore(*WORDS, "--resume", folder=tmp_path)
+    assert done.code != 0 and "grouped the parameters otherwise" in done.err and "Traceback" not in done.err, done
+    assert path in checkpoints(out)
 
 
 def test_a_damaged_checkpoint_does_not_displace_a_whole_one(interrupted, tmp_path):

@@ -147,7 +147,13 @@ class Stage:
 
     def _go_on(self, checkpoint: dict) -> Position:
         """Puts the optimiser and the generators back to where a checkpoint found them."""
-        set_optimizer_state(self.optimizer, checkpoint["optimizer"])
+        try:
+            set_optimizer_state(self.optimizer, checkpoint["optimizer"])
+        except ValueError as error:
+            raise ValueError(
+                "the checkpoint is of a version of splore that grouped the parameters otherwise: finish this run with "
+                "that version, or begin it anew in another folder"
+            ) from error
         set_random_state(checkpoint["random"])
         sums = checkpoint["sums"]  # those of all processes
         return Position(checkpoint["epoch"], checkpoint["step"], sums if self.prepared.main else torch.zeros_like(sums))
