@@ -40,7 +40,7 @@ Trained nets on CIFAR-10, the accuracy in % of float32 and of eight bits after c
 images, on all 10,000 test images, ours by the engine's programs (n = 1); other runtimes quantise the dense net with
 their own defaults (`benchmarks/quantize.py`, `benchmarks/results/quantize.json`). Of `half` one half of the parameters
 is kept, in blocks of 1 or 4, by calibration without training; `best` and `sparse` are the nets of 23 and 40 epochs
-[below](#dense-low-rank-sparse-and-both), at the share kept in %, of which no dense twin was at hand for other runtimes.
+[below](#dense-low-rank-sparse-and-both), at the share kept in %, which the other runtimes get folded dense.
 Fine-tuning is with fake quantisation, for an epoch from the learning rate named; no twin was trained as long in
 float32, so what it gains or loses may be the epoch's."""
 
