@@ -34,6 +34,7 @@ from splore.vision import Data
 
 Classify = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 BATCH = 100
+IMAGES = 500  # to calibrate by, where the name of a row does not say so
 KEY = ("net", "file", "method")
 
 
@@ -95,7 +96,7 @@ def main() -> None:
     parser.add_argument("files", nargs="+", help="model files, that of the dense net first")
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--root")
-    parser.add_argument("--images", type=int, default=500, help="training images to calibrate by")
+    parser.add_argument("--images", type=int, default=IMAGES, help="training images to calibrate by")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=[*PEERS], help="other runtimes to compare with")
     parser.add_argument("--epochs", type=int, nargs="*", default=[0], help="of fine-tuning with fake quantisation")
     parser.add_argument("--ranges", nargs="+", default=["mse", "percentile", "max"])
@@ -138,6 +139,8 @@ def main() -> None:
                         to_eight_bits(net, recipe, data, accelerator, display, StopRequest())
                 else:
                     splore.quantize(net, data.train, images=options.images, ranges=ranges)
+                if options.images != IMAGES:
+                    label += f", {options.images} images"
                 row(f"{label}, {ranges}", correct(program_of(net.eval(), data), data), **fields)
 
 
