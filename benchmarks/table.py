@@ -36,11 +36,11 @@ def section(path: Path) -> str:
 EIGHT_BITS = """
 ## Eight bits
 
-Trained nets on CIFAR-10, the accuracy in % of float32 and of eight bits after calibration by some hundreds of training
-images, on all 10,000 test images, ours by the engine's programs (n = 1); other runtimes quantise the dense net with
-their own defaults (`benchmarks/quantize.py`, `benchmarks/results/quantize.json`). Of `half` one half of the parameters
-is kept, in blocks of 1 or 4, by calibration without training; `best` and `sparse` are the nets of 23 and 40 epochs
-[below](#dense-low-rank-sparse-and-both), at the share kept in %, which the other runtimes get folded dense.
+Trained nets on CIFAR-10, the accuracy in % of float32 and of eight bits after calibration by training images, 500 where
+no other number stands, on all 10,000 test images, ours by the engine's programs (n = 1); other runtimes quantise the
+dense net with their own defaults (`benchmarks/quantize.py`, `benchmarks/results/quantize.json`). Of `half` one half of
+the parameters is kept, in blocks of 1 or 4, by calibration without training; `best` and `sparse` are the nets of 23 and
+40 epochs [below](#dense-low-rank-sparse-and-both), at the share kept in %, which the other runtimes get folded dense.
 Fine-tuning is with fake quantisation, for an epoch from the learning rate named; no twin was trained as long in
 float32, so what it gains or loses may be the epoch's."""
 
