@@ -15,7 +15,8 @@ from splore.postprocess.prune import prune
 from splore.train.attach import attach
 
 STEPS, CLIP = 4, 0.5
-IMAGES, LABELS = torch.randn(16, 3, 8, 8), torch.arange(16) % 4
+IMAGES = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(16) % 4
 
 
 class Net(nn.Module):
