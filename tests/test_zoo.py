@@ -7,6 +7,7 @@ import torch
 from splore.vision import NETS, Origin, build, rebuild
 
 PARAMETERS = {
+    "vgg11": 9_228_362,
     "vgg16": 14_724_042,
     "vgg19": 20_035_018,
     "resnet20": 272_474,

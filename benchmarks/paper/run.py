@@ -31,6 +31,7 @@ RESULTS = HERE.parent / "results" / "paper"
 
 NETS: dict[str, tuple[str, list[float]]] = {
     "vgg19": ("cifar10-vgg19.yaml", [0.0314, 0.02, 0.01]),
+    "vgg11": ("cifar10-vgg19.yaml", [0.30, 0.15]),
     "preactresnet56": ("cifar10-preactresnet56.yaml", [0.2978, 0.15, 0.08]),
     "resnet20": ("cifar10-resnet20-cpu.yaml", [0.30, 0.15]),
     "preactresnet20": ("cifar10-resnet20-cpu.yaml", [0.30, 0.15]),

@@ -10,13 +10,14 @@ from torch import nn
 from splore.names import UnknownName, nearest
 from splore.task import Preprocessing
 from splore.vision.nets.own import call, import_callable, takes
-from splore.vision.nets.plain import digits_cnn, vgg16, vgg19
+from splore.vision.nets.plain import digits_cnn, vgg11, vgg16, vgg19
 from splore.vision.nets.residual import preactresnet20, preactresnet56, preactresnet110, resnet20, resnet56
 from splore.vision.nets.weights import start_from
 
 NETS: dict[str, Callable[[int, int], nn.Module]] = {
     net.__name__: net
     for net in (
+        vgg11,
         vgg16,
         vgg19,
         resnet20,

@@ -1,4 +1,4 @@
-"""Plain nets of 3x3 convolutions: VGG-16 and VGG-19 for 32 x 32 images, and a small net for 8 x 8 digits.
+"""Plain nets of 3x3 convolutions: VGG-11, VGG-16 and VGG-19 for 32 x 32 images, and a small net for 8 x 8 digits.
 
 VGG is that of Simonyan and Zisserman (2015) with batch normalisation and one linear layer.
 """
@@ -40,6 +40,11 @@ class PlainNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, in_channels, H, W) to scores (N, num_classes)."""
         return self.classifier(self.features(x).mean((2, 3)))
+
+
+def vgg11(num_classes: int = 10, in_channels: int = 3) -> PlainNet:
+    """8 convolutions; 9.23 M parameters with ten classes."""
+    return PlainNet(_vgg(1, 1, 2, 2, 2), num_classes, in_channels)
 
 
 def vgg16(num_classes: int = 10, in_channels: int = 3) -> PlainNet:
