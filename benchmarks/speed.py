@@ -17,7 +17,7 @@ checked first, beside the *fastest* of PyTorch eager, torch.compile, ONNX Runtim
 int8 and OpenVINO in int8 and bf16, as far as they ran beside it; medians of 20 (`make bench`,
 `benchmarks/results/engine.json`). Runs differ by some 5 %. The commit tells how old an engine is; the EPYC without a
 family is the one of family 26, earlier. That one is a virtual machine, which is moved between cores that share a
-third-level cache and cores that don't: what this does to one image is in the [log](log.md)."""
+third-level cache and cores that don't: what this does to one image is in the [log](log_engine.md)."""
 TRAINING = """
 ## A training step
 
