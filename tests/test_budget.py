@@ -13,16 +13,17 @@ from splore.budget.macs import MACs
 from splore.budget.milliseconds import Milliseconds
 from splore.design.layers import decomposed_layers
 from splore.design.prices import Params, Priced, Prices
+from splore.engine.engine import Engine
 from splore.postprocess.prune import lamp, prune
 from splore.postprocess.rank_cut import share_budget
 
 IMAGE = (3, 16, 16)
 
 
-def net(rank=2):
+def net(rank=2, block=1):
     torch.manual_seed(0)
     model = splore.build("resnet20", 10)
-    splore.decompose(model, splore.Design(rank=rank, start="svd"))
+    splore.decompose(model, splore.Design(rank=rank, start="svd", block=block))
     return model.eval()
 
 
@@ -39,6 +40,27 @@ def test_a_budget_of_bytes_is_met_by_the_file_that_is_saved(share, tmp_path):
     share_budget(model, budget=budget)
     prune(model, budget=budget)
     assert 0.99 * share * dense <= file_bytes(model, tmp_path) <= share * dense
+
+
+@pytest.mark.parametrize("block", [1, 4])
+@pytest.mark.parametrize("values", [None, "float16", "int8"])
+def test_a_budget_of_bytes_counts_values_and_blocks_as_the_file_has_them(values, block, tmp_path):
+    model, path = net(block=block), tmp_path / "net.safetensors"
+    dense = file_bytes(splore.build("resnet20", 10), tmp_path)
+    budget = Bytes(0.1, values=values)
+    share_budget(model, budget=budget)
+    prune(model, budget=budget)
+    prices = budget.prices(model)
+    value = {None: 4, "float16": 2, "int8": 1}[values]
+    for name, layer in decomposed_layers(model).items():
+        assert value <= prices.entry[name] < value + 2 / block + 0.5  # a value, and its share of a position
+        assert prices.direction[name] == value * sum(layer.S.shape) + (4 if values == "int8" else 0)
+    assert prices.held > 0
+    if values == "int8":
+        splore.quantize(model, [torch.randn(2, *IMAGE)], images=2)
+        assert Bytes(0.1).measure(model) == file_bytes(model, tmp_path)
+    splore.save(model, path, values="float16" if values == "float16" else None)
+    assert 0.97 * 0.1 * dense <= path.stat().st_size <= 0.1 * dense
 
 
 def test_a_number_of_bytes_is_one(tmp_path):
@@ -113,9 +135,30 @@ def test_a_budget_of_time_is_found_by_timing_the_engine():
     assert 0 < sum(int(layer.mask.sum()) for layer in decomposed_layers(model).values()) < entries
 
 
+def test_a_budget_of_time_in_eight_bits_times_the_engine_in_eight_bits(monkeypatch):
+    model, programs = net(), []
+
+    class Seen(Engine):
+        def __init__(self, segments, *more):
+            programs.extend(segments)
+            super().__init__(segments, *more)
+
+    monkeypatch.setattr("splore.budget.milliseconds.Engine", Seen)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    prices = Milliseconds(1.0, IMAGE, batch=2, threads=1, values="int8").prices(model)
+    assert all(price > 0 for price in (*prices.entry.values(), *prices.direction.values()))
+    assert len(programs) == 3 and all(any(op.quant for op in program.ops) for program in programs)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    splore.quantize(model, [torch.randn(2, *IMAGE)], images=2)
+    Milliseconds(1.0, IMAGE, threads=1).measure(model)
+    assert any(op.quant for op in programs[-1].ops)
+
+
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
+        (lambda: Bytes(0.1, values="int4"), "float16, int8 or None, found 'int4'"),
+        (lambda: Milliseconds(1.0, IMAGE, values="float16"), "int8 or None, found 'float16'"),
         (lambda: Bytes(1.5), "share of the dense net's bytes is at most 1, found 1.5"),
         (lambda: Bytes(True), "a number of bytes above 0, found True"),
         (lambda: MACs(0, IMAGE), "a number of multiply-adds above 0, found 0"),

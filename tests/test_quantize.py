@@ -120,6 +120,8 @@ def test_a_model_of_several_programs_has_ranges_for_all_of_them():
 def test_what_can_not_be_quantised_is_said():
     with pytest.raises(ValueError, match="at least one batch"):
         splore.quantize(dense(), [])
+    with pytest.raises(ValueError, match="expected finite activations, found .* at 'input'"):
+        splore.quantize(dense(), [torch.full((1, 3, 9, 9), torch.inf)])
     with pytest.raises(ValueError, match="at least one image"):
         splore.quantize(dense(), images(), images=0)
     with pytest.raises(ValueError, match="one tensor of inputs"):

@@ -4,56 +4,93 @@ import copy
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from torch import nn
 
 from splore.budget.account import check_amount, tangent
 from splore.design.decompose import materialise
+from splore.design.eight_bits import round_weights, weights
 from splore.design.layers import decomposed_layers
 from splore.design.prices import Prices
 from splore.modelfile.file import save
 from splore.modelfile.packed import pack
+from splore.modelfile.values import Values, values_of
 
 POSITION = 1.0
 """Bytes of the position of an entry in a layer that has none to go by."""
+
+VALUE, SCALE = {Values.INT8: 1, Values.FLOAT16: 2}, 4
+"""Bytes of a number that is coded, and of the scale that each direction of L has in int8."""
+
+RANGE = (-0.1234567, 0.1234567)
+"""As long as a range of activations can be. A net in eight bits has up to two for a layer, which its file names."""
 
 
 @dataclass(frozen=True)
 class Bytes:
     """A budget of bytes of the file that `splore.save` writes: a number, or a share (a float) of the dense net's file.
 
-    An entry of S costs its value and its position, as the file codes it at the density at hand; a number in A or B
-    costs its value alone.
+    An entry of S costs its value and its position, as the file codes it at the density at hand, and in blocks its share
+    of the block's; a number in A or B costs its value alone. The dense net's file is that of the type it is trained in.
+
+    Attributes:
+        amount: the number, or the share.
+        tolerance: how far below the budget the file may stay, as a share of it.
+        values: `float16` where the file will be saved so, `int8` where the net will be quantised; by default as `save`
+            would write the net at hand. In `int8` some bytes are set aside for the ranges of activations.
 
     Raises ValueError for what is neither.
     """
 
     amount: int | float
     tolerance: float = 0.005
+    values: Literal["float16", "int8"] | None = None
 
     def __post_init__(self) -> None:
         check_amount(self.amount, "bytes", shares=True)
+        if self.values is not None and self.values not in {kind.value for kind in Values}:
+            raise ValueError(f"expected the values of the file to be float16, int8 or None, found {self.values!r}")
 
     def prices(self, model: nn.Module) -> Prices:
         """The account of a network in bytes of its file."""
+        net, kind = self._as_written(model)
         entry, direction = {}, {}
-        for name, layer in decomposed_layers(model).items():
-            packed, size = pack(layer), layer.reference.element_size()
+        for name, layer in decomposed_layers(net).items():
+            packed = pack(layer, kind)
+            size = layer.reference.element_size() if kind is None else VALUE[kind]
             if packed is not None:
-                count = packed.support.count
-                entry[name] = packed.nbytes / count if count else size + POSITION
-                direction[name] = float(size * sum(layer.S.shape))
-        return tangent("bytes", self.measure(model), model, entry, direction)
+                scales = 0 if packed.scale is None else packed.scale.nbytes
+                count = len(packed.values)
+                entry[name] = (packed.nbytes - scales) / count if count else size + POSITION
+                direction[name] = float(size * sum(layer.S.shape) + SCALE * (kind is Values.INT8))
+        return tangent("bytes", _file_bytes(net, kind), net, entry, direction)
 
     def measure(self, model: nn.Module) -> float:
         """The bytes of the file."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.safetensors"
-            save(model, path)
-            return path.stat().st_size
+        return _file_bytes(*self._as_written(model))
 
     def allowed(self, model: nn.Module) -> float:
         """How many bytes the file may have."""
         if not isinstance(self.amount, float):
             return self.amount
-        return self.amount * self.measure(materialise(copy.deepcopy(model)))
+        return self.amount * _file_bytes(materialise(copy.deepcopy(model)), None)
+
+    def _as_written(self, model: nn.Module) -> tuple[nn.Module, Values | None]:
+        """The network as the file will have it, and how its numbers are coded there."""
+        kind = values_of(model) if self.values is None else Values(self.values)
+        if kind is not Values.INT8 or values_of(model) is Values.INT8:
+            return model, kind
+        net = copy.deepcopy(model)
+        round_weights(net)
+        net.activation_ranges = {  # type: ignore[assignment]
+            f"{name}{more}": RANGE for name, *_ in weights(net) for more in ("", ".alone")
+        }
+        return net, kind
+
+
+def _file_bytes(model: nn.Module, kind: Values | None) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        save(model, path, values="float16" if kind is Values.FLOAT16 else None)
+        return path.stat().st_size

@@ -7,17 +7,21 @@ higher ranks; what a layer's kernels gain or lose by that is what its entries an
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
 
 from splore.budget.account import check_amount, tangent
+from splore.capture.compile import in_bytes
 from splore.capture.export import capture
 from splore.design.layers import LowRankSparse, decomposed_layers
 from splore.design.prices import Prices
 from splore.engine.engine import Engine
 from splore.engine.program_segment import median_ms
 from splore.measure.macs import Work, multiply_adds
+from splore.modelfile.values import values_of
+from splore.postprocess.quantize import quantize
 
 SPREAD = 4.0
 """A price may be so many times the net's usual one for its multiply-adds, or as small a part of it: one timing of one
@@ -27,14 +31,18 @@ FILLED, HIGHER = 0.05, 8
 """The share of S that is filled to price the entries of an empty one, and the part of min(m, k) that ranks are raised
 by to price directions."""
 
+SMALL = 1e-3
+"""What is filled in there: no zero, and nothing that makes activations overflow."""
+
 
 @dataclass(frozen=True)
 class Milliseconds:
     """A budget of milliseconds for a batch of images of `input_shape` (C, H, W), with `threads` (default: all cores).
 
-    The engine is timed, not the dense network in torch, even where that is the faster one.
+    The engine is timed, not the dense network in torch, even where that is the faster one. With `values` int8 it is
+    timed in eight bits, as the net will run once it is quantised; by default so is a net that is quantised already.
 
-    Raises ValueError for an amount that is no time.
+    Raises ValueError for an amount that is no time, and for other values.
     """
 
     amount: float
@@ -42,9 +50,12 @@ class Milliseconds:
     batch: int = 1
     threads: int | None = None
     tolerance: float = 0.03
+    values: Literal["int8"] | None = None
 
     def __post_init__(self) -> None:
         check_amount(self.amount, "milliseconds", shares=False)
+        if self.values not in (None, "int8"):
+            raise ValueError(f"expected the engine's values to be int8 or None, found {self.values!r}")
 
     def prices(self, model: nn.Module) -> Prices:
         """The account of a network in milliseconds, from timings; ValueError where the engine can't take it."""
@@ -74,9 +85,14 @@ class Milliseconds:
 
     def _timed(self, model: nn.Module) -> tuple[float, dict[str, float]]:
         """The time of a batch, and those of the steps by name."""
-        x = torch.zeros(self.batch, *self.input_shape)
+        x, ranges = torch.zeros(self.batch, *self.input_shape), None
+        if self.values or values_of(model):
+            model = copy.deepcopy(model)
+            noise = torch.randn(1, *self.input_shape, generator=torch.Generator().manual_seed(0))
+            ranges = quantize(model, [noise], images=1)  # any will do: the time is the same
         captured = capture(model, x)
-        engine = Engine(captured.segments, captured.input, captured.output, self.threads, captured.flow)
+        segments = tuple(in_bytes(segment, ranges) for segment in captured.segments)
+        engine = Engine(segments, captured.input, captured.output, self.threads, captured.flow)
         engine.plan(self.batch)
         (total,) = median_ms(lambda: engine(x))
         steps: dict[str, float] = {}
@@ -101,7 +117,7 @@ def _thin(layer: LowRankSparse) -> int:
     kept = blocks.flatten().clone()
     if before < 2:
         kept[:: round(1 / FILLED)] = True
-        new = layer.blocks.spread(kept.view_as(blocks)).to(layer.S)
+        new = SMALL * layer.blocks.spread(kept.view_as(blocks)).to(layer.S)
     else:
         kept[kept.nonzero().flatten()[::2]] = False
         new = layer.S * layer.blocks.spread(kept.view_as(blocks))
@@ -117,9 +133,8 @@ def _raise(layer: LowRankSparse) -> int:
     if more:
         like = layer.S
         A, B = layer.factors or (like.new_empty(m, 0), like.new_empty(0, k))
-        layer.set_parts(
-            torch.cat([A, torch.ones_like(like[:, :more])], 1), torch.cat([B, torch.ones_like(like[:more])])
-        )
+        left, right = torch.full_like(like[:, :more], SMALL), torch.full_like(like[:more], SMALL)
+        layer.set_parts(torch.cat([A, left], 1), torch.cat([B, right]))
     return more
 
 

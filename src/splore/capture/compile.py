@@ -85,7 +85,7 @@ def _compiled(
     sizes = [each for each in (batch, *batches) if each]
 
     def planned(ranges: Ranges | None) -> Engine:
-        segments, rules = tuple(_in_bytes(segment, ranges) for segment in captured.segments), None
+        segments, rules = tuple(in_bytes(segment, ranges) for segment in captured.segments), None
         if any_size:
             program, rules = _of_any_size(model, captured, examples, ranges)
             segments = (program,)
@@ -109,7 +109,8 @@ def _compiled(
     return engine
 
 
-def _in_bytes(segment: Program | TorchSegment, ranges: Ranges | None) -> Program | TorchSegment:
+def in_bytes(segment: Program | TorchSegment, ranges: Ranges | None) -> Program | TorchSegment:
+    """A segment in eight bits, where there are ranges and it is a program."""
     return quantise(segment, ranges) if ranges and isinstance(segment, Program) else segment
 
 

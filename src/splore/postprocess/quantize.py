@@ -103,6 +103,8 @@ def measure(net: Captured, batches: Iterable[Tensor], rule: RangeRule) -> Ranges
     def include(name: str, values: NDArray) -> None:
         flat = values.ravel()
         extremes = np.array([flat.min(), flat.max()])
+        if not np.isfinite(extremes).all():
+            raise ValueError(f"expected finite activations, found {extremes} at {name!r}: check the images and weights")
         kept = flat if flat.size <= SAMPLE else flat[draw.integers(0, flat.size, SAMPLE)]
         samples.setdefault(name, []).append(np.concatenate([extremes, kept]))
 

@@ -167,7 +167,7 @@ def _check_budget(recipe: Recipe, model: nn.Module, image_shape: tuple[int, ...]
     """Raises ValueError for a budget that the cut of S can't meet, before the hours that come before the cut."""
     cut = recipe.cut
     sparse = any(layer.S is not None for layer in decomposed_layers(model).values())
-    budget = budget_of(cut, image_shape)
+    budget = budget_of(recipe, image_shape)
     if not sparse or budget is None or budget.tolerance or not isinstance(cut.ranks, str):
         return
     try:

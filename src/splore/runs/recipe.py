@@ -81,10 +81,11 @@ class CutRecipe:
 
     Attributes:
         params: share of the dense net's parameters to hold after the cut, met exactly over the whole net.
-        bytes: instead, share of the bytes of the dense net's file; set params to null.
+        bytes: instead, share of the bytes of the dense net's file in float32; set params to null. With quantize.images
+            it is the file in eight bits that is to hold it.
         macs: instead, share of the dense net's multiply-adds; set params to null.
         ms: instead, milliseconds that the engine may take on this machine for a batch of `batch` images with `threads`
-            threads; set params to null.
+            threads, in eight bits with quantize.images; set params to null.
         batch: images of a batch that ms is for.
         threads: threads that ms is for; every core when null.
         budgets: more budgets in the same currency: the trained net is cut and fine-tuned to each of them, too, in

@@ -1,6 +1,6 @@
 """The budgets of a recipe's cut: one currency, one budget, and more of the same currency."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from splore.budget.bytes import Bytes
 from splore.budget.macs import MACs
@@ -8,7 +8,7 @@ from splore.budget.milliseconds import Milliseconds
 from splore.design.prices import Limit, Params
 
 if TYPE_CHECKING:
-    from splore.runs.recipe import CutRecipe
+    from splore.runs.recipe import CutRecipe, Recipe
 
 CURRENCIES = ("params", "bytes", "macs", "ms")
 """What the budget of a cut can be in, by its key."""
@@ -19,20 +19,23 @@ def currency_of(cut: "CutRecipe") -> str | None:
     return next((name for name in CURRENCIES if getattr(cut, name) is not None), None)
 
 
-def budget_of(cut: "CutRecipe", input_shape: tuple[int, ...], amount: float | None = None) -> Limit | None:
-    """The budget of a cut, for a net that takes images of `input_shape`; None where there is none.
+def budget_of(recipe: "Recipe", input_shape: tuple[int, ...]) -> Limit | None:
+    """The budget of a recipe's cut, for a net that takes images of `input_shape`; None where there is none.
 
-    `amount` takes the place of the recipe's own. Raises ValueError for an amount that no budget has.
+    Bytes and milliseconds are those of what the run ends with: of eight bits, where it quantises. Raises ValueError for
+    an amount that no budget has.
     """
+    cut = recipe.cut
     currency = currency_of(cut)
+    values: Literal["int8"] | None = "int8" if recipe.quantize.images else None
     if currency is None:
         return None
-    size = float(getattr(cut, currency) if amount is None else amount)
+    size = float(getattr(cut, currency))
     if currency == "ms":
-        return Milliseconds(size, input_shape, cut.batch, cut.threads)
+        return Milliseconds(size, input_shape, cut.batch, cut.threads, values=values)
     if currency == "macs":
         return MACs(size, input_shape)
-    return Bytes(size) if currency == "bytes" else Params(size)
+    return Bytes(size, values=values) if currency == "bytes" else Params(size)
 
 
 def check_budgets(cut: "CutRecipe", method: str) -> None:

@@ -46,7 +46,7 @@ class Run:
         self.display = Display(prepared.main, "test" if prepared.data.validation is None else "validation")
         self.stop = StopRequest()
         self._resumed = resume
-        self._budget = budget_of(self.recipe.cut, prepared.data.image_shape)
+        self._budget = budget_of(self.recipe, prepared.data.image_shape)
         self._path: Priced | None = None  # to the budget, where S is cut in several steps
         self._entropy = cross_entropy(self.recipe.train.label_smoothing)
 
