@@ -33,7 +33,9 @@ def test_a_budget_of_bytes_is_met_by_the_run_s_file(tmp_path, steps):
 
 
 def test_a_budget_of_bytes_is_that_of_the_file_in_eight_bits_where_the_run_ends_with_one(tmp_path):
-    done = splore("run", *WORDS, "--model=digits_cnn", "--cut.bytes=0.1", "--quantize.images=20", "--out=out", folder=tmp_path)
+    done = splore(
+        "run", *WORDS, "--model=digits_cnn", "--cut.bytes=0.1", "--quantize.images=20", "--out=out", folder=tmp_path
+    )
     assert done.code == 0, done
     rows = stages(tmp_path / "out")
     files = {name: (tmp_path / "out" / f"{name}.safetensors").stat().st_size for name in ("model", "quantized")}
