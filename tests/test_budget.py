@@ -59,6 +59,7 @@ def test_a_budget_of_bytes_counts_values_and_blocks_as_the_file_has_them(values,
     if values == "int8":
         splore.quantize(model, [torch.randn(2, *IMAGE)], images=2)
         assert Bytes(0.1).measure(model) == file_bytes(model, tmp_path)
+        assert Bytes(0.1).allowed(model) == 0.1 * dense
     splore.save(model, path, values="float16" if values == "float16" else None)
     assert 0.97 * 0.1 * dense <= path.stat().st_size <= 0.1 * dense
 

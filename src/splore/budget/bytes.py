@@ -74,7 +74,9 @@ class Bytes:
         """How many bytes the file may have."""
         if not isinstance(self.amount, float):
             return self.amount
-        return self.amount * _file_bytes(materialise(copy.deepcopy(model)), None)
+        dense = materialise(copy.deepcopy(model))
+        vars(dense).pop("activation_ranges", None)  # which would have it written in int8
+        return self.amount * _file_bytes(dense, None)
 
     def _as_written(self, model: nn.Module) -> tuple[nn.Module, Values | None]:
         """The network as the file will have it, and how its numbers are coded there."""
