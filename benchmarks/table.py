@@ -55,17 +55,13 @@ recalibrated on augmented training images (n = 1). `public_resnet` has the weigh
 
 
 def eight_bits(rows: list[dict]) -> str:
-    """A line for each net: in float32, and what every method leaves of it."""
-    nets: dict[tuple[str, str, float], dict[str, float]] = {}
-    for row in rows:
-        nets.setdefault((row["net"], row["file"], row["float32"]), {})[row["method"]] = row["accuracy"]
-    methods = sorted({row["method"] for row in rows})
-    lines = [f"| net | file | float32 | {' | '.join(methods)} |", "| --- " * (3 + len(methods)) + "|"]
-    for (net, file, float32), found in sorted(nets.items()):
-        cells = [
-            f"{found[method]:.2f} ({found[method] - float32:+.2f})" if method in found else "" for method in methods
-        ]
-        lines.append(f"| {net} | {file} | {float32:.2f} | {' | '.join(cells)} |")
+    """A line for each net and method: in float32, in eight bits, and the difference."""
+    lines = ["| net | file | eight bits by | float32 | eight bits | points |", "| --- | --- | --- | --- | --- | --- |"]
+    for row in sorted(rows, key=lambda row: (row["net"], row["file"], row["method"])):
+        before, after = row["float32"], row["accuracy"]
+        lines.append(
+            f"| {row['net']} | {row['file']} | {row['method']} | {before:.2f} | {after:.2f} | {after - before:+.2f} |"
+        )
     return "\n".join(lines)
 
 
