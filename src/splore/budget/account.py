@@ -17,9 +17,7 @@ def tangent(
 ) -> Prices:
     """The account with these prices that gives `cost` for `model`; what they don't explain is held."""
     layers = decomposed_layers(model)
-    parts = sum(
-        entry[name] * int(layers[name].S.count_nonzero()) + direction[name] * layers[name].rank for name in entry
-    )
+    parts = sum(entry[name] * int(layers[name].nnz) + direction[name] * layers[name].rank for name in entry)
     return Prices(unit, cost - parts, entry, direction)
 
 

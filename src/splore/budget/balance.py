@@ -56,7 +56,7 @@ def balance(model: nn.Module, loader: Iterable | Epochs) -> list[Balance]:
             Balance(
                 name,
                 layer.rank,
-                int(layer.S.count_nonzero()),
+                int(layer.nnz),
                 float(layer.low_rank.double().square().sum()) / whole,
                 float(layer.S.double().square().sum()) / whole,
                 prices.direction[name],

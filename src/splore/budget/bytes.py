@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import nn
 
 from splore.budget.account import check_amount, tangent
@@ -13,6 +14,7 @@ from splore.design.decompose import materialise
 from splore.design.eight_bits import round_weights, weights
 from splore.design.layers import decomposed_layers
 from splore.design.prices import Prices
+from splore.design.wrappers import network_within
 from splore.modelfile.file import save
 from splore.modelfile.packed import pack
 from splore.modelfile.values import Values, values_of
@@ -21,10 +23,11 @@ POSITION = 1.0
 """Bytes of the position of an entry in a layer that has none to go by."""
 
 VALUE, SCALE = {Values.INT8: 1, Values.FLOAT16: 2}, 4
-"""Bytes of a number that is coded, and of the scale that each direction of L has in int8."""
+"""Bytes of a float32 number that is coded, and of the scale that a row of A and a direction of L have in int8."""
 
-RANGE = (-0.1234567, 0.1234567)
-"""As long as a range of activations can be. A net in eight bits has up to two for a layer, which its file names."""
+RANGE, RANGES = (-0.1234567, 0.1234567), ("", ".alone", ".pre")
+"""The longest range of an activation, and the names of one layer's in the file of a net in eight bits. Few layers have
+them all, which leaves room for those of the input, of pools and of additions."""
 
 
 @dataclass(frozen=True)
@@ -49,22 +52,28 @@ class Bytes:
 
     def __post_init__(self) -> None:
         check_amount(self.amount, "bytes", shares=True)
-        if self.values is not None and self.values not in {kind.value for kind in Values}:
+        if self.values not in (None, "float16", "int8"):
             raise ValueError(f"expected the values of the file to be float16, int8 or None, found {self.values!r}")
 
     def prices(self, model: nn.Module) -> Prices:
         """The account of a network in bytes of its file."""
         net, kind = self._as_written(model)
         entry, direction = {}, {}
-        for name, layer in decomposed_layers(net).items():
-            packed = pack(layer, kind)
-            size = layer.reference.element_size() if kind is None else VALUE[kind]
-            if packed is not None:
-                scales = 0 if packed.scale is None else packed.scale.nbytes
-                count = len(packed.values)
-                entry[name] = (packed.nbytes - scales) / count if count else size + POSITION
-                direction[name] = float(size * sum(layer.S.shape) + SCALE * (kind is Values.INT8))
-        return tangent("bytes", _file_bytes(net, kind), net, entry, direction)
+        written = decomposed_layers(net).values()
+        for (name, layer), twin in zip(decomposed_layers(model).items(), written, strict=True):
+            packed = pack(twin, kind)
+            if packed is None:
+                continue
+            coded = kind if layer.reference.dtype is torch.float32 else None
+            size = layer.reference.element_size() if coded is None else VALUE[coded]
+            scales = 0 if packed.scale is None else packed.scale.nbytes
+            m, k = layer.S.shape
+            count = int(layer.nnz)  # of the net at hand: what rounds to zero has its share of what the others cost
+            entry[name] = (packed.nbytes - scales) / count if count else size + POSITION / layer.blocks.size
+            direction[name] = float(size * (m + k))
+            if coded is Values.INT8:
+                direction[name] += SCALE * (1 + m / max(layer.rank, 1))
+        return tangent("bytes", _file_bytes(net, kind), model, entry, direction)
 
     def measure(self, model: nn.Module) -> float:
         """The bytes of the file."""
@@ -74,25 +83,26 @@ class Bytes:
         """How many bytes the file may have."""
         if not isinstance(self.amount, float):
             return self.amount
-        dense = materialise(copy.deepcopy(model))
+        dense = materialise(copy.deepcopy(network_within(model)))
         vars(dense).pop("activation_ranges", None)  # which would have it written in int8
         return self.amount * _file_bytes(dense, None)
 
     def _as_written(self, model: nn.Module) -> tuple[nn.Module, Values | None]:
         """The network as the file will have it, and how its numbers are coded there."""
-        kind = values_of(model) if self.values is None else Values(self.values)
-        if kind is not Values.INT8 or values_of(model) is Values.INT8:
-            return model, kind
-        net = copy.deepcopy(model)
-        round_weights(net)
-        net.activation_ranges = {  # type: ignore[assignment]
-            f"{name}{more}": RANGE for name, *_ in weights(net) for more in ("", ".alone")
-        }
+        net = network_within(model)
+        kind = values_of(net) if self.values is None else Values(self.values)
+        if kind is Values.INT8:
+            net = copy.deepcopy(net)
+            round_weights(net)
+        if self.values == "int8":
+            net.activation_ranges = {  # type: ignore[assignment]
+                f"{name}{end}": RANGE for name, *_ in weights(net) for end in RANGES
+            }
         return net, kind
 
 
-def _file_bytes(model: nn.Module, kind: Values | None) -> float:
+def _file_bytes(net: nn.Module, kind: Values | None) -> float:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
-        save(model, path, values="float16" if kind is Values.FLOAT16 else None)
+        save(net, path, values="float16" if kind is Values.FLOAT16 else None)
         return path.stat().st_size

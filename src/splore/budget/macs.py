@@ -38,7 +38,7 @@ class MACs:
                 continue
             found = work.get(id(layer), Work(0, 0))
             pixels = found.dense_macs / layer.S.numel()
-            in_L = found.macs - pixels * int(layer.S.count_nonzero())
+            in_L = found.macs - pixels * int(layer.nnz)
             entry[name] = pixels or TINY
             direction[name] = (in_L / layer.rank if layer.rank else pixels * sum(layer.S.shape)) or TINY
         return tangent("multiply-adds", self.measure(model), model, entry, direction)

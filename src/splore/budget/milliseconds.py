@@ -39,8 +39,8 @@ SMALL = 1e-3
 class Milliseconds:
     """A budget of milliseconds for a batch of images of `input_shape` (C, H, W), with `threads` (default: all cores).
 
-    The engine is timed, not the dense network in torch, even where that is the faster one. With `values` int8 it is
-    timed in eight bits, as the net will run once it is quantised; by default so is a net that is quantised already.
+    The engine is timed, not the dense network in torch, even where that is the faster one; in eight bits with `values`
+    int8, and by default where the net is quantised already, even where float32 is faster.
 
     Raises ValueError for an amount that is no time, and for other values.
     """
@@ -113,7 +113,7 @@ def _change(
 @torch.no_grad()
 def _thin(layer: LowRankSparse) -> int:
     """Takes every second block of S away, or fills some where there is nothing to take; says how many entries more."""
-    before, blocks = int(layer.S.count_nonzero()), layer.blocks.any(layer.S)
+    before, blocks = int(layer.nnz), layer.blocks.any(layer.S)
     kept = blocks.flatten().clone()
     if before < 2:
         kept[:: round(1 / FILLED)] = True
@@ -122,7 +122,7 @@ def _thin(layer: LowRankSparse) -> int:
         kept[kept.nonzero().flatten()[::2]] = False
         new = layer.S * layer.blocks.spread(kept.view_as(blocks))
     layer.set_parts(layer.A, layer.B, new, torch.ones_like(layer.mask))
-    return int(new.count_nonzero()) - before
+    return int(layer.nnz) - before
 
 
 @torch.no_grad()

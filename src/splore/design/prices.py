@@ -42,7 +42,7 @@ class Prices:
     def of(self, model: nn.Module) -> float:
         """The cost of a network."""
         layers = decomposed_layers(model)
-        entries = {name: int(layers[name].S.count_nonzero()) for name in self.entry}
+        entries = {name: int(layers[name].nnz) for name in self.entry}
         return self.of_ranks(model) + sum(price * entries[name] for name, price in self.entry.items())
 
 

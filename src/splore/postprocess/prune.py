@@ -140,7 +140,7 @@ def _keep_measured(
     prices = settled(model, limit, score).account
     before = [(layer.S.detach().clone(), layer.mask.clone()) for layer in layers.values()]
     aim = allowed * (1 - limit.tolerance / 2)
-    low, high = 0.0, sum(prices.entry[name] * int(layer.S.count_nonzero()) for name, layer in layers.items())
+    low, high = 0.0, sum(prices.entry[name] * int(layer.nnz) for name, layer in layers.items())
 
     def restore() -> None:
         for layer, (S, mask) in zip(layers.values(), before, strict=True):
@@ -189,7 +189,7 @@ def settled(
         return Priced(prices, allowed)
     trial = copy.deepcopy(model)
     layers = _with_sparse_part(trial)
-    entries = sum(int(layer.S.count_nonzero()) for layer in layers.values())
+    entries = sum(int(layer.nnz) for layer in layers.values())
     _keep_best(layers, entries / 4, dict.fromkeys(layers, 1.0), score)  # somewhere to begin
     for _ in range(SETTLING):
         prices = limit.prices(trial)

@@ -1,5 +1,6 @@
 """The budgets of a recipe's cut: one currency, one budget, and more of the same currency."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from splore.budget.bytes import Bytes
@@ -36,6 +37,11 @@ def budget_of(recipe: "Recipe", input_shape: tuple[int, ...]) -> Limit | None:
     if currency == "macs":
         return MACs(size, input_shape)
     return Bytes(size, values=values) if currency == "bytes" else Params(size)
+
+
+def as_it_is(budget: Limit) -> Limit:
+    """A budget by the values that a net has, in place of those that it will have."""
+    return replace(budget, values=None) if isinstance(budget, Bytes | Milliseconds) else budget
 
 
 def check_budgets(cut: "CutRecipe", method: str) -> None:

@@ -24,7 +24,7 @@ from splore.runs.eight_bits import to_eight_bits
 from splore.runs.prepare import Prepared
 from splore.runs.processes import average_statistics, common_score
 from splore.runs.progress import Display
-from splore.runs.recipe_budget import budget_of, currency_of
+from splore.runs.recipe_budget import as_it_is, budget_of, currency_of
 from splore.runs.record import FILES, Record
 from splore.runs.stage import Schedule, Stage
 from splore.runs.stop import StopRequest
@@ -215,9 +215,12 @@ class Run:
         found = cost(model, prepared.data.image_shape)
         paid, said_paid = {}, ""
         if self._budget is not None and decomposed_layers(model):
-            currency, amount = currency_of(self.recipe.cut), self._budget.measure(model)
+            rounded, currency = name == "in eight bits", currency_of(self.recipe.cut)
+            amount = (as_it_is(self._budget) if rounded else self._budget).measure(model)
             paid = {"currency": currency, "cost": amount}
-            said_paid = "" if currency == "params" else f", {said(amount)} {currency}"
+            ahead = self.recipe.quantize.images and currency in ("bytes", "ms") and not rounded
+            if currency != "params":
+                said_paid = f", {said(amount)} {currency}{' in eight bits' if ahead else ''}"
         self.record.add_row(name, score, found, paid)
         self.display.say(
             f"{name}: {score.accuracy:.2f} % on {score.samples:,} test images, {found.params:,} parameters{said_paid}"
