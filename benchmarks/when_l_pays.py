@@ -2,9 +2,10 @@
 
     python benchmarks/when_l_pays.py dense.safetensors --net resnet20 --root DIR
 
-Every layer starts as W = A·B + S with all of W. Ranks and entries are then chosen by their prices in parameters, bytes
-of the file, multiply-adds, or milliseconds of the engine on this machine, and cut; "S alone" has no ranks to choose.
-Batch norm is recalibrated on augmented training images. Nothing is random but what the timings make so.
+Every layer starts as W = A·B + S with all of W, also where the file has W in parts. Ranks and entries are then chosen by
+their prices in parameters, bytes of the file, multiply-adds, or milliseconds of the engine on this machine, and cut; "S
+alone" has no ranks to choose. Batch norm is recalibrated on augmented training images. Nothing is random but what the
+timings make so.
 """
 
 import argparse
@@ -33,19 +34,21 @@ def budgets(kept: float, shape: tuple[int, ...], dense: nn.Module, args: argpars
     found: dict[str, Limit] = {
         "params": splore.Params(kept),
         "bytes": splore.Bytes(kept),
+        "bytes, float16": splore.Bytes(kept, values="float16"),
+        "bytes, int8": splore.Bytes(kept, values="int8"),
         "macs": splore.MACs(kept, shape),
     }
     for batch in args.batches if "ms" in args.currencies else ():
         one = splore.Milliseconds(1.0, shape, batch, args.threads)
         found[f"ms, batch {batch}"] = splore.Milliseconds(kept * one.measure(dense), shape, batch, args.threads)
-    return {name: budget for name, budget in found.items() if name.partition(",")[0] in args.currencies}
+    return {name: budget for name, budget in found.items() if {name, name.partition(", batch")[0]} & {*args.currencies}}
 
 
 def measure(args: argparse.Namespace) -> None:
     """Adds a row for each currency, share and method."""
     data = open_data(args.data, args.root, 128, 0, torch.device("cpu"))
     augmented, test = list(islice(data.train.epoch(0), 16)), list(islice(data.test.epoch(0), args.test))
-    dense = load(args.net, args.weights)
+    dense = splore.materialise(load(args.net, args.weights))
     print(f"dense {splore.evaluate(dense, test).accuracy:.2f}", flush=True)
     for kept in args.kept:
         for currency, budget in budgets(kept, data.image_shape, dense, args).items():
@@ -63,7 +66,7 @@ def measure(args: argparse.Namespace) -> None:
                 splore.recalibrate(model, augmented)
                 score = splore.evaluate(model, test)
                 row = {
-                    "net": args.net,
+                    "net": args.name or args.net,
                     "weights": hashlib.sha256(args.weights.read_bytes()).hexdigest()[:12],
                     "currency": currency,
                     "kept": kept,
@@ -111,6 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", type=Path, nargs="?", help="a model file, or a state dict; none for the table alone")
     parser.add_argument("--net", default="resnet20")
+    parser.add_argument("--name", help="of the net in the table, where it isn't --net's dense one")
     parser.add_argument("--kept", type=float, nargs="+", default=[0.1, 0.2, 0.3, 0.4])
     parser.add_argument("--currencies", nargs="+", default=["params", "bytes", "macs", "ms"])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32], help="of the engine, for milliseconds")
