@@ -2,10 +2,10 @@
 
     python benchmarks/when_l_pays.py dense.safetensors --net resnet20 --root DIR
 
-Every layer starts as W = A·B + S with all of W, also where the file has W in parts. Ranks and entries are then chosen by
-their prices in parameters, bytes of the file, multiply-adds, or milliseconds of the engine on this machine, and cut; "S
-alone" has no ranks to choose. Batch norm is recalibrated on augmented training images. Nothing is random but what the
-timings make so.
+Every layer starts as W = A·B + S with all of W, also where the file has W in parts. Ranks and entries are then chosen
+by their prices in parameters, bytes of the file, multiply-adds, or milliseconds of the engine on this machine, and cut;
+"S alone" has no ranks to choose. Batch norm is recalibrated on augmented training images. Nothing is random but what
+the timings make so.
 """
 
 import argparse
