@@ -61,7 +61,8 @@ def test_a_server_is_restarted_under_load_and_nobody_sees_it(tmp_path):
     out = run(ROOT / "benchmarks/soak.py", "--seconds", 6, "--restarts", 2, folder=tmp_path)
     found = json.loads(out)
     assert found["errors"] == 0 and found["requests"] > 50
-    assert found["memory_mib"][1] < found["memory_mib"][0] + 20
+    # Four workers' buffers for 16 sizes, some 25 MiB, still come; an image kept of each request would be 100 and more.
+    assert found["memory_mib"][1] < found["memory_mib"][0] + 60
     assert found["idle_cpu_percent"] < 10
 
 
