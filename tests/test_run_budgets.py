@@ -99,3 +99,17 @@ def test_several_budgets_take_one_training_and_each_is_what_a_run_of_its_own_giv
 def test_budgets_that_no_run_can_have_are_refused_before_any_work(tmp_path, words, said):
     splore("run", *TINY, *words, "--out=out", folder=tmp_path).refused(said, code=2)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--cut.params=null", "--cut.bytes=0.1"], "cut.bytes: a budget of"),
+        (["--cut.params=null", "--cut.bytes=0.9", "--cut.budgets=[0.1]"], "cut.bytes: a budget of"),
+        (["--cut.params=null", "--cut.bytes=0.1", "--method=sparse", "--quantize.images=20"], "cut.bytes: a budget of"),
+        (["--cut.budgets=[0.05]"], "cut.params: a budget of 52 parameters"),
+    ],
+)
+def test_budgets_that_no_cut_can_meet_are_refused_before_any_training(tmp_path, words, said):
+    splore("run", *TINY, *words, "--out=out", folder=tmp_path).refused(said, "can't be met by cutting", code=1)
+    assert not (tmp_path / "out").exists()

@@ -215,12 +215,12 @@ class Run:
         found = cost(model, prepared.data.image_shape)
         paid, said_paid = {}, ""
         if self._budget is not None and decomposed_layers(model):
-            rounded, currency = name == "in eight bits", currency_of(self.recipe.cut)
-            amount = (as_it_is(self._budget) if rounded else self._budget).measure(model)
+            currency, now = currency_of(self.recipe.cut), as_it_is(self._budget)
+            budget = now if name == "in eight bits" else self._budget
+            amount = budget.measure(model)
             paid = {"currency": currency, "cost": amount}
-            ahead = self.recipe.quantize.images and currency in ("bytes", "ms") and not rounded
             if currency != "params":
-                said_paid = f", {said(amount)} {currency}{' in eight bits' if ahead else ''}"
+                said_paid = f", {said(amount)} {currency}{'' if budget == now else ' in eight bits'}"
         self.record.add_row(name, score, found, paid)
         self.display.say(
             f"{name}: {score.accuracy:.2f} % on {score.samples:,} test images, {found.params:,} parameters{said_paid}"
