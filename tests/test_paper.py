@@ -1,6 +1,7 @@
 """The runs behind benchmarks/paper's table: the recipe of each method is one that can run, at equal terms."""
 
 import argparse
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import table
 import splore
 from splore.design.prices import Params
 from splore.runs.recipe_check import check_recipe
-from splore.runs.recipe_file import load_recipe
+from splore.runs.recipe_file import load_recipe, recipe_yaml
 
 
 @pytest.mark.parametrize("method", run.METHODS | run.ABLATIONS)
@@ -49,32 +50,53 @@ def test_ranks_that_are_kept_leave_room_for_entries(net, kept, rank):
         assert without > allowed
 
 
-def arguments(**more):
+def arguments(out, **more):
     given = {"net": ["resnet20"], "method": ["dense", "best", "low-rank"], "kept": [0.3, 0.1], "seeds": [0]}
-    return argparse.Namespace(**given, root=None, parallel=1, currency="params", together=False, **more)
+    return argparse.Namespace(**given | more, root=None, parallel=1, out=out)
 
 
 def test_one_training_serves_all_shares_and_each_has_a_summary_of_its_own(tmp_path):
-    args = arguments()
-    single = [name for trial in run.trials(args, []) for name in run.summaries(trial, tmp_path)]
+    args = arguments(tmp_path, currency="params", together=False)
+    single = [name for names in run.trials(args, []).values() for name in names]
     assert single == [
         "resnet20-dense-100-30ep-seed0",
         *(f"resnet20-{method}-{kept}-30ep-seed0" for method in ("best", "low-rank") for kept in (30, 10)),
     ]
     args.together = True
-    found = {trial.name: run.summaries(trial, tmp_path) for trial in run.trials(args, [])}
+    found = run.trials(args, [])
     assert sorted(name for names in found.values() for name in names) == sorted(single)
-    assert found["resnet20-best-30-30ep-seed0"] == {
-        "resnet20-best-30-30ep-seed0": tmp_path / "summary.json",
-        "resnet20-best-10-30ep-seed0": tmp_path / "params-0.1" / "summary.json",
-    }
-    args.currency, args.method = "bytes", ["sparse"]
-    (trial,) = run.trials(args, [])
+    trial, names = next((trial, names) for trial, names in found.items() if "best" in trial.name)
+    assert names == ["resnet20-best-30-30ep-seed0", "resnet20-best-10-30ep-seed0"]
+    assert run.folders(trial, names, tmp_path) == dict(zip(names, [tmp_path, tmp_path / "params-0.1"], strict=True))
+
+
+def test_shares_of_bytes_and_of_milliseconds_are_budgets_of_them(tmp_path):
+    args = arguments(tmp_path, currency="bytes", together=True)
+    args.method = ["dense", "sparse"]
+    (_, dense), (trial, names) = run.trials(args, []).items()
+    assert dense == ["resnet20-dense-100-30ep-seed0"]
     recipe = load_recipe(trial.words[0], trial.words[1:])
     check_recipe(recipe)
     assert (recipe.cut.params, recipe.cut.bytes, recipe.cut.budgets) == (None, 0.3, [0.1])
-    names = ["resnet20-sparse-bytes30-30ep-seed0", "resnet20-sparse-bytes10-30ep-seed0"]
-    assert list(run.summaries(trial, tmp_path)) == names
+    assert names == ["resnet20-sparse-bytes30-30ep-seed0", "resnet20-sparse-bytes10-30ep-seed0"]
+    args.currency, args.method = "ms", ["sparse"]
+    threads = ["--cut.threads=1"]
+    ((trial, names),) = run.trials(args, threads).items()
+    recipe = load_recipe(trial.words[0], trial.words[1:])
+    check_recipe(recipe)
+    dense = json.loads((tmp_path / "resnet20-batch1-threads1.json").read_text())["dense_ms"]
+    assert dense > 0 and (recipe.cut.params, recipe.cut.ms, recipe.cut.budgets) == (None, 0.3 * dense, [0.1 * dense])
+    assert run.trials(args, threads) == {trial: names}  # a second timing would give others
+    assert names == ["resnet20-sparse-ms30-30ep-seed0", "resnet20-sparse-ms10-30ep-seed0"]
+    made = run.folders(trial, names, tmp_path / trial.name)
+    for ms, place in enumerate(made.values(), 1):
+        place.mkdir()
+        (place / "recipe.yaml").write_text(recipe_yaml(recipe))
+        (place / "summary.json").write_text(json.dumps({"dense": {}, "compressed": {}, "stages": [{"cost": ms}]}))
+    run.keep(made, tmp_path)
+    first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in names)
+    assert (first["compressed"]["ms"], second["compressed"]["ms"]) == (1, 2)
+    assert first["dense"]["ms"] == second["dense"]["ms"] == dense
 
 
 def test_rows_say_the_currency_and_the_cost_in_it(tmp_path):

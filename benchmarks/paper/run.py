@@ -5,21 +5,26 @@
 Each run is a recipe of recipes/ with one method's overrides, in a folder of its own under --out. A run that was cut
 short, by the budget of minutes, Ctrl-C or anything else, goes on at the next call; the summary of a finished one is
 copied to benchmarks/results/paper/. Whatever stands behind -- goes to every run, as in: -- --train.epochs=4
+
+With --currency ms the shares are of what the dense net takes in the engine, for the batch and the threads of the
+recipe's cut (-- --cut.batch=32 --cut.threads=1), timed at the first call and kept in --out: leave the machine to it.
 """
 
 import argparse
 import functools
 import itertools
-import shutil
+import json
 import sys
 from pathlib import Path
 
 import splore
+from splore.budget.milliseconds import Milliseconds
 from splore.design.prices import Params
+from splore.files import write_whole
 from splore.runs.branch import branches
-from splore.runs.folder import SUMMARY
+from splore.runs.folder import RECIPE, SUMMARY
 from splore.runs.recipe import Recipe
-from splore.runs.recipe_budget import currency_of
+from splore.runs.recipe_budget import CURRENCIES
 from splore.runs.recipe_file import load_recipe
 from splore.runs.sweep import Outcome, Sweep, cluster_executor, local_executor, shares
 from splore.runs.trial import Trial, log_of
@@ -38,6 +43,9 @@ NETS: dict[str, tuple[str, list[float]]] = {
     "digits_cnn": ("digits.yaml", [0.02]),
 }
 """The recipe of a net, and the shares of its parameters that are kept where --kept names none."""
+
+IMAGES = {"digits_cnn": (1, 8, 8)}
+"""What a net's images measure where they are not those of CIFAR-10."""
 
 KEPT = "--cut.ranks=keep"
 PAPER_CUT = ["--cut.score=energy_share", "--cut.steps=1", KEPT]
@@ -133,36 +141,41 @@ def overrides(net: str, method: str, kept: float, more: list[str]) -> tuple[list
     return [*words, *changes], base.train.epochs + base.finetune.epochs
 
 
-def trials(args: argparse.Namespace, more: list[str]) -> list[Trial]:
-    """The runs, seed by seed, so that whatever is done first is a whole table."""
-    found = []
+def trials(args: argparse.Namespace, more: list[str]) -> dict[Trial, list[str]]:
+    """The runs, each with the names of its summaries: of its own budget, then of each further one.
+
+    They go seed by seed, so that whatever is done first is a whole table.
+    """
+    found = {}
     for seed, net, method in itertools.product(args.seeds, args.net, args.method):
         kept = [1.0] if method == "dense" else args.kept or NETS[net][1]
         together = args.together and method not in ("dense", "low-rank")  # ranks alone are chosen before training
         for share, *others in [kept] if together else [[share] for share in kept]:
             words, epochs = overrides(net, method, share, more)
             recipe = RECIPES / NETS[net][0]
-            amount = "" if args.currency == "params" else args.currency
-            group = f"{net}-{method}-{amount}{100 * share:g}-{epochs}ep"
-            cut = [] if method == "dense" else [f"--cut.{args.currency}={share}"]
-            cut += ["--cut.params=null"] if cut and amount else []
-            cut += [f"--cut.budgets={others}"] if others else []
+            amount = "" if args.currency == "params" or method == "dense" else args.currency
+            whole = dense_ms(net, load_recipe(recipe, more), args.out) if amount == "ms" else 1.0
+            group, *further = (f"{net}-{method}-{amount}{100 * each:g}-{epochs}ep" for each in (share, *others))
+            cut = [] if method == "dense" else [f"--cut.{args.currency}={share * whole}"]
+            cut += ["--cut.params=null"] if amount else []
+            cut += [f"--cut.budgets={[each * whole for each in others]}"] if others else []
             root = [f"--data.root={args.root}"] if args.root else []
             own = (str(recipe), *shares(load_recipe(recipe), args.parallel), *words, *cut, *root, f"--seed={seed}")
-            found.append(Trial(f"{group}-seed{seed}", group, seed, own))
+            trial = Trial(f"{group}-seed{seed}", group, seed, own)
+            found[trial] = [f"{each}-seed{seed}" for each in (group, *further)]
     return found
 
 
-def summaries(trial: Trial, folder: Path) -> dict[str, Path]:
-    """The summary of a run and of each further budget, by the name that it is kept under."""
-    recipe = load_recipe(trial.words[0], trial.words[1:])
-    found = {trial.name: folder / SUMMARY}
-    for name, branch in branches(recipe).items():
-        currency = str(currency_of(branch.cut))
-        mine, other = (f"{100 * getattr(cut, currency):g}-" for cut in (recipe.cut, branch.cut))
-        before, _, after = trial.name.rpartition(mine)
-        found[f"{before}{other}{after}"] = folder / name / SUMMARY
-    return found
+def dense_ms(net: str, recipe: Recipe, folder: Path) -> float:
+    """Milliseconds of the dense net in the engine; timed once, so that runs that go on have the budgets they had."""
+    batch, threads = recipe.cut.batch, recipe.cut.threads
+    kept = folder / f"{net}-batch{batch}-threads{threads or 'all'}.json"
+    if not kept.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        image = IMAGES.get(net, (3, 32, 32))
+        timed = Milliseconds(1.0, image, batch, threads).measure(splore.build(net, 10, image[0]))
+        kept.write_text(json.dumps({"dense_ms": timed}) + "\n")
+    return float(json.loads(kept.read_text())["dense_ms"])
 
 
 def main() -> int:
@@ -175,7 +188,7 @@ def main() -> int:
     parser.add_argument(
         "--kept", nargs="+", type=float, help="shares of the dense net's cost; each net's own by default"
     )
-    parser.add_argument("--currency", choices=["params", "bytes", "macs"], default="params", help="of the shares kept")
+    parser.add_argument("--currency", choices=CURRENCIES, default="params", help="of the shares kept")
     parser.add_argument("--together", action="store_true", help="train once for all shares, then cut to each")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop, with a checkpoint, after so long")
@@ -186,34 +199,48 @@ def main() -> int:
     if "--" in own:
         own, more = own[: own.index("--")], own[own.index("--") + 1 :]
     args = parser.parse_args(own)
-    waiting = [
-        trial
-        for trial in trials(args, more)
-        if not all((RESULTS / f"{name}.json").exists() for name in summaries(trial, args.out))
-    ]
+    names = trials(args, more)
+    waiting = [trial for trial in names if not all((RESULTS / f"{name}.json").exists() for name in names[trial])]
     args.out.mkdir(parents=True, exist_ok=True)
     print(f"{len(waiting)} runs to make", flush=True)
     sweep = Sweep(waiting, args.out, args.minutes)
     failed = False
     with cluster_executor(args.scheduler) if args.scheduler else local_executor(args.parallel) as executor:
         for outcome in sweep.outcomes(executor):
-            failed |= not settle(outcome, sweep)
+            failed |= not settle(outcome, sweep, names[outcome.trial])
     return int(failed)
 
 
-def settle(outcome: Outcome, sweep: Sweep) -> bool:
-    """Keeps the summary of a finished run; says what became of another, and whether that is no failure."""
-    name, folder = outcome.trial.name, sweep.folder(outcome.trial)
+def settle(outcome: Outcome, sweep: Sweep, names: list[str]) -> bool:
+    """Keeps the summaries of a finished run; says what became of another, and whether that is no failure."""
+    trial, folder = outcome.trial, sweep.folder(outcome.trial)
     if outcome.why:
-        print(f"failed: {name}: {outcome.why}; see {log_of(folder)}", flush=True)
-    elif sweep.is_finished(outcome.trial):
+        print(f"failed: {trial.name}: {outcome.why}; see {log_of(folder)}", flush=True)
+    elif sweep.is_finished(trial):
         RESULTS.mkdir(parents=True, exist_ok=True)
-        for kept_as, summary in summaries(outcome.trial, folder).items():
-            shutil.copy(summary, RESULTS / f"{kept_as}.json")
-            print(f"done: {kept_as}", flush=True)
+        keep(folders(trial, names, folder), RESULTS)
+        print("\n".join(f"done: {name}" for name in names), flush=True)
     elif outcome.code is not None:
-        print(f"paused: {name}", flush=True)
+        print(f"paused: {trial.name}", flush=True)
     return not outcome.why
+
+
+def folders(trial: Trial, names: list[str], folder: Path) -> dict[str, Path]:
+    """The folder of a run and of each further budget, by the name that its summary is kept under."""
+    recipe = load_recipe(trial.words[0], trial.words[1:])
+    return dict(zip(names, [folder, *(folder / branch for branch in branches(recipe))], strict=True))
+
+
+def keep(made: dict[str, Path], out: Path) -> None:
+    """Writes the summaries in the folders of a run to `out`; milliseconds with those of the dense net beside them."""
+    run = next(iter(made.values()))
+    for name, folder in made.items():
+        summary = json.loads((folder / SUMMARY).read_text())
+        recipe = load_recipe(folder / RECIPE)
+        if recipe.cut.ms is not None:
+            summary["dense"]["ms"] = dense_ms(recipe.model, recipe, run.parent)
+            summary["compressed"]["ms"] = summary["stages"][-1]["cost"]
+        write_whole(out / f"{name}.json", "the summary", (json.dumps(summary, indent=2) + "\n").encode())
 
 
 if __name__ == "__main__":

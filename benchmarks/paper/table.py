@@ -15,9 +15,9 @@ from pathlib import Path
 from run import METHODS
 from scipy.stats import ttest_1samp
 
-NAME = r"(.+?)-(.+)-(bytes|macs|)([\d.]+)-(\d+)ep-seed\d+"
+NAME = r"(.+?)-(.+)-(bytes|macs|ms|)([\d.]+)-(\d+)ep-seed\d+"
 """Net, method, currency (parameters where none is named), share kept in %, epochs and seed in a file's name."""
-CURRENCIES = {"params": "parameters", "bytes": "bytes", "macs": "multiply-adds"}
+CURRENCIES = {"params": "parameters", "bytes": "bytes", "macs": "multiply-adds", "ms": "milliseconds"}
 RESULTS = Path(__file__).parents[1] / "results" / "paper"
 
 
@@ -77,22 +77,24 @@ def differences(found: list[dict]) -> list[dict]:
 
 
 def plot(found: list[dict], folder: Path) -> list[str]:
-    """Accuracy against parameters kept and against bytes; the names of the pictures.
+    """Accuracy against the cost and against bytes; the names of the pictures.
 
-    There is one for each net, number of epochs, and currency of the budgets.
+    There is one for each net, number of epochs, and currency of the budgets; where that is bytes, the cost beside them
+    is in parameters. A method has one colour in all of them.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot, ticker
 
-    scales = (("kept", "parameters kept in %", 1e2), ("bytes", "MB on disk", 1e-6))
     names = []
     places = {(row["net"], row["epochs"], row["currency"]) for row in found if row["method"] != "dense"}
     for net, epochs, currency in sorted(places):
+        paid = ("kept", "params") if currency == "bytes" else ("cost", currency)
+        scales = ((paid[0], f"{CURRENCIES[paid[1]]} in % of the dense net's", 1e2), ("bytes", "MB on disk", 1e-6))
         figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
         for axis, (key, label, unit) in zip(axes, scales, strict=True):
-            for method in METHODS:
+            for number, method in enumerate(METHODS):
                 points = [
                     row
                     for row in found
@@ -103,9 +105,8 @@ def plot(found: list[dict], folder: Path) -> list[str]:
                 if points:
                     spread = [row["accuracy_std"] or 0 for row in points]
                     means = [row["accuracy_mean"] for row in points]
-                    axis.errorbar(
-                        [unit * row[key] for row in points], means, spread, marker="o", capsize=3, label=method
-                    )
+                    look = {"color": f"C{number}", "marker": "o", "capsize": 3, "label": method}
+                    axis.errorbar([unit * row[key] for row in points], means, spread, **look)
             axis.set(xscale="log", xlabel=label)
             axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
             axis.xaxis.set_major_formatter("{x:g}")
@@ -167,7 +168,7 @@ def main() -> None:
     if args.json:
         Path(args.json).write_text(json.dumps(found, indent=1) + "\n")
     for name in plot(found, args.plots) if args.plots else []:
-        print(f"\n![accuracy by parameters kept, and by bytes]({name})")
+        print(f"\n![accuracy by cost, and by bytes]({name})")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from run import NETS, RECIPES, summaries, trials
+from run import NETS, RECIPES, folders, keep, trials
 
 from splore.runs.recipe_file import load_recipe
 from splore.runs.sweep import Sweep, local_executor
@@ -81,7 +81,7 @@ def probe(args: argparse.Namespace, keys: list[str]) -> tuple[float, float]:
     folder = args.runs / "probe"
     began = time.monotonic()
     short = [f"--train.epochs={PROBE}", "--finetune.epochs=1", "--cut.steps=1", "--evaluate_every=1"]
-    if carry_out(args, [*keys, *short], folder, float("inf"), keep=False):
+    if carry_out(args, [*keys, *short], folder, float("inf"), final=False):
         raise SystemExit("the runs that measure failed: see the logs in " + str(folder))
     whole = time.monotonic() - began
     slowest = 0.0
@@ -98,21 +98,23 @@ def images(root: str) -> int:
     return sum(1 for path in Path(root).glob("train/*/*")) or 50_000
 
 
-def carry_out(args: argparse.Namespace, keys: list[str], folder: Path, minutes: float, keep: bool = True) -> int:
-    """Makes the runs side by side in a folder; with `keep`, their results go to --out."""
+def carry_out(args: argparse.Namespace, keys: list[str], folder: Path, minutes: float, final: bool = True) -> int:
+    """Makes the runs side by side in a folder; where they are `final`, their results go to --out."""
     folder.mkdir(parents=True, exist_ok=True)
-    sweep = Sweep(trials(args, keys), folder, minutes)
+    names = trials(args, keys)
+    sweep = Sweep(list(names), folder, minutes)
     failed = 0
     with local_executor(args.parallel) as executor:
         for outcome in sweep.outcomes(executor):
             made = sweep.folder(outcome.trial)
             print(f"{outcome.trial.name}: {outcome.why or ('done' if sweep.is_finished(outcome.trial) else 'paused')}")
             failed += bool(outcome.why)
-            if keep and sweep.is_finished(outcome.trial):
+            if final and sweep.is_finished(outcome.trial):
                 last = "dense" if "-dense-" in outcome.trial.name else "model"
-                for name, summary in summaries(outcome.trial, made).items():
-                    shutil.copy(summary, args.out / f"{name}.json")
-                    shutil.copy(summary.with_name(f"{last}.safetensors"), args.out / f"{name}.safetensors")
+                places = folders(outcome.trial, names[outcome.trial], made)
+                keep(places, args.out)
+                for name, place in places.items():
+                    shutil.copy(place / f"{last}.safetensors", args.out / f"{name}.safetensors")
     return int(failed > 0)
 
 
