@@ -178,6 +178,7 @@ def test_a_budget_of_time_in_eight_bits_times_the_engine_in_eight_bits(monkeypat
     before = {name: value.clone() for name, value in model.state_dict().items()}
     prices = Milliseconds(1.0, IMAGE, batch=2, threads=1, values="int8").prices(model)
     assert set(prices.entry) == set(decomposed_layers(model))
+    assert all(price > 0 for price in (*prices.entry.values(), *prices.direction.values()))
     assert len(programs) == 3 and all(any(op.quant for op in program.ops) for program in programs)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     splore.quantize(model, [torch.randn(2, *IMAGE)], images=2)

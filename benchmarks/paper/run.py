@@ -174,7 +174,7 @@ def dense_ms(net: str, recipe: Recipe, folder: Path) -> float:
         folder.mkdir(parents=True, exist_ok=True)
         image = IMAGES.get(net, (3, 32, 32))
         timed = Milliseconds(1.0, image, batch, threads).measure(splore.build(net, 10, image[0]))
-        kept.write_text(json.dumps({"dense_ms": timed}) + "\n")
+        write_whole(kept, "the dense net's time", (json.dumps({"dense_ms": timed}) + "\n").encode())
     return float(json.loads(kept.read_text())["dense_ms"])
 
 
