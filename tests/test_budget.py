@@ -1,6 +1,7 @@
 """Budgets in every currency: what is kept is worth its price, and what was asked for is met."""
 
 import copy
+from itertools import cycle, islice
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 import splore
 from splore.budget.bytes import Bytes
 from splore.budget.macs import MACs
-from splore.budget.milliseconds import Milliseconds
+from splore.budget.milliseconds import SPELLS, Milliseconds, undisturbed_ms
 from splore.design.layers import decomposed_layers
 from splore.design.prices import Params, Priced, Prices
 from splore.engine.engine import Engine
@@ -164,6 +165,26 @@ def test_a_budget_of_time_is_found_by_timing_the_engine():
     prune(model, budget=Milliseconds(0.6 * whole, IMAGE, batch=2, threads=1, tolerance=0.9))
     entries = sum(layer.S.numel() for layer in decomposed_layers(model).values())
     assert 0 < sum(int(layer.mask.sum()) for layer in decomposed_layers(model).values()) < entries
+
+
+@pytest.mark.parametrize(
+    ("spells", "found", "taken"),
+    [
+        ([7.0, 7.05, 7.3], 7.0, 3),
+        ([9.5, 7.3, 9.6, 7.0, 9.5, 7.05, 8.0], 7.0, 6),
+        (cycle([8.0, 7.0, 7.5, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0]), 7.0, SPELLS),
+    ],
+)
+def test_the_time_of_a_net_is_that_of_two_spells_that_agree(spells, found, taken, monkeypatch):
+    spells, seen = iter(spells), []
+
+    def median_ms(*runs):
+        seen.extend(islice(spells, len(runs)))
+        return tuple(seen[-len(runs) :])
+
+    monkeypatch.setattr("splore.budget.milliseconds.median_ms", median_ms)
+    assert undisturbed_ms(lambda: None) == found
+    assert len(seen) == taken
 
 
 def test_a_budget_of_time_in_eight_bits_times_the_engine_in_eight_bits(monkeypatch):

@@ -30,6 +30,10 @@ SETTLING = 2
 """How often it is met by the prices of the try before, to learn those that hold there."""
 
 
+class BudgetWarning(UserWarning):
+    """A budget was not met closely."""
+
+
 def magnitude(layer: LowRankSparse) -> Tensor:
     """|S|, of a block the root of its mean square: one threshold over all layers."""
     S, blocks = layer.S.detach(), layer.blocks
@@ -116,7 +120,7 @@ def prune(
     else:
         limit = budget if budget is not None else Params(params)  # type: ignore[arg-type]
         for warning in _keep_within(model, layers, limit, score):
-            warnings.warn(warning, stacklevel=3)  # past the decorator
+            warnings.warn(warning, BudgetWarning, stacklevel=3)  # past the decorator
     return {name: layer.mask.double().mean().item() for name, layer in layers.items()}
 
 

@@ -191,11 +191,12 @@ class Run:
             goal = cuts.cubic(progress, max(first, self._path.amount), self._path.amount)
             budget = Priced(self._path.account, goal)
         with warnings.catch_warnings(record=True) as missed:
-            warnings.simplefilter("always")
+            warnings.simplefilter("always", cuts.BudgetWarning)
             cuts.prune(model, budget=budget, score=score)
         if progress == 1:
             for each in missed:
-                self.display.say(f"cut.{currency_of(self.recipe.cut)}: {each.message}")
+                if issubclass(each.category, cuts.BudgetWarning):
+                    self.display.say(f"cut.{currency_of(self.recipe.cut)}: {each.message}")
 
     def _quantize(self, model: nn.Module) -> None:
         """Eight bits, beside the net in float32. A run that is interrupted here begins it again."""
