@@ -24,7 +24,7 @@ Score = Callable[[LowRankSparse], Tensor]
 
 Of a block the mean counts; the scores here give all entries of a block the same."""
 
-ATTEMPTS = 8
+ATTEMPTS = 10
 """How often a budget whose prices move is tried, at most."""
 SETTLING = 2
 """How often it is met by the prices of the try before, to learn those that hold there."""
@@ -144,7 +144,7 @@ def _keep_measured(
     prices = settled(model, limit, score).account
     before = [(layer.S.detach().clone(), layer.mask.clone()) for layer in layers.values()]
     aim = allowed * (1 - limit.tolerance / 2)
-    low, high = 0.0, sum(prices.entry[name] * int(layer.nnz) for name, layer in layers.items())
+    whole = sum(prices.entry[name] * int(layer.nnz) for name, layer in layers.items())
 
     def restore() -> None:
         for layer, (S, mask) in zip(layers.values(), before, strict=True):
@@ -156,19 +156,23 @@ def _keep_measured(
         _keep_best(layers, amount, prices.entry, score)
         return limit.measure(model)
 
-    held = keep(high)
+    held = keep(whole)
     if held <= allowed:
         return [_left_over(layers, prices, allowed, held)] if held < aim else []
-    amount = aim - prices.of_ranks(model)
+    amount, low, high = aim - prices.of_ranks(model), 0.0, whole
+    fits = 0.0  # the most that was found within the budget
     for _ in range(ATTEMPTS):
         amount = amount if low < amount < high else (low + high) / 2
         held = keep(amount)
         if allowed * (1 - limit.tolerance) <= held <= allowed:
             return []
+        fits = max(fits, amount) if held <= allowed else fits
         low, high = (low, amount) if held > aim else (amount, high)
+        if high - low < limit.tolerance / 2 * aim:  # nothing is left between them: a measurement was disturbed
+            low, high = 0.0, whole
         amount += aim - held
-    held = keep(low)  # the most that was found within the budget
-    if held > allowed:
+    held = keep(fits)
+    if held > allowed and not fits:
         restore()
         raise ValueError(
             f"a budget of {said(allowed)} {prices.unit} can't be met by cutting S: the least that was found takes "
