@@ -199,6 +199,8 @@ def main() -> int:
     if "--" in own:
         own, more = own[: own.index("--")], own[own.index("--") + 1 :]
     args = parser.parse_args(own)
+    if args.currency == "ms" and args.parallel > 1:
+        print("runs side by side disturb each other's timings: --parallel 1 gives truer ones", flush=True)
     names = trials(args, more)
     waiting = [trial for trial in names if not all((RESULTS / f"{name}.json").exists() for name in names[trial])]
     args.out.mkdir(parents=True, exist_ok=True)
