@@ -31,7 +31,7 @@ SETTLING = 2
 
 
 class BudgetWarning(UserWarning):
-    """A budget was not met closely."""
+    """A budget was missed by more than its tolerance, or leaves room for more entries than there are."""
 
 
 def magnitude(layer: LowRankSparse) -> Tensor:
@@ -166,7 +166,8 @@ def _keep_measured(
         held = keep(amount)
         if allowed * (1 - limit.tolerance) <= held <= allowed:
             return []
-        fits = max(fits, amount) if held <= allowed else fits
+        if held <= allowed:
+            fits = max(fits, amount)
         low, high = (low, amount) if held > aim else (amount, high)
         if high - low < limit.tolerance / 2 * aim:  # nothing is left between them: a measurement was disturbed
             low, high = 0.0, whole
