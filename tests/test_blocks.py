@@ -18,8 +18,9 @@ from splore.design.layers import LowRankSparseLinear, decomposed_layers
 from splore.design.matrix import matrix_shape, unfold
 from splore.design.start import from_trained
 from splore.measure.sparsity import kept_share
-from splore.postprocess.prune import energy_share, lamp, magnitude, prune, relative
+from splore.postprocess.prune import prune
 from splore.postprocess.rank_cut import _cheapest, _spectrum, share_budget
+from splore.postprocess.scores import energy_share, lamp, magnitude, relative
 from splore.train.masks import hold_masks
 
 SHAPES = [(3, 8, 3, 2), (4, 6, 1, 3), (2, 3, 2, 2), (5, 1, 1, 1), (6, 9), (4, 4)]

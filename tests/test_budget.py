@@ -15,8 +15,9 @@ from splore.budget.milliseconds import SPELLS, Milliseconds, undisturbed_ms
 from splore.design.layers import decomposed_layers
 from splore.design.prices import Params, Priced, Prices
 from splore.engine.engine import Engine
-from splore.postprocess.prune import ATTEMPTS, lamp, prune
+from splore.postprocess.prune import ATTEMPTS, prune
 from splore.postprocess.rank_cut import share_budget
+from splore.postprocess.scores import lamp
 
 IMAGE = (3, 16, 16)
 

@@ -15,8 +15,9 @@ from splore.design.layers import decomposed_layers
 from splore.design.matrix import Scheme, unfold
 from splore.design.trained import CAUTIONS, _clearly_less
 from splore.measure.cost import cost
-from splore.postprocess.prune import magnitude, prune
+from splore.postprocess.prune import prune
 from splore.postprocess.recalibrate import recalibrate
+from splore.postprocess.scores import magnitude
 
 
 def images(batches=4, seed=1):

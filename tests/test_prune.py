@@ -13,14 +13,9 @@ from torch import nn
 from splore.design.decompose import Design, decompose
 from splore.design.layers import decomposed_layers
 from splore.design.prices import Params
-from splore.postprocess.prune import (
-    energy_share,
-    lamp,
-    magnitude,
-    prune,
-    relative,
-)
+from splore.postprocess.prune import prune
 from splore.postprocess.rank_cut import cut_ranks, share_budget
+from splore.postprocess.scores import energy_share, lamp, magnitude, relative
 
 SCORES = [magnitude, lamp, energy_share, relative]
 INTEGERS = st.lists(st.integers(-4, 4), min_size=1, max_size=9)

@@ -9,8 +9,9 @@ from torch import nn
 
 from splore.design.decompose import Design, decompose
 from splore.design.layers import LowRankSparseLinear, decomposed_layers
-from splore.postprocess.prune import energy_share, lamp, magnitude, prune, relative
+from splore.postprocess.prune import prune
 from splore.postprocess.rank_cut import cut_ranks, share_budget
+from splore.postprocess.scores import energy_share, lamp, magnitude, relative
 
 # By energy
 

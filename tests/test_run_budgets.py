@@ -50,10 +50,13 @@ def test_a_budget_of_multiply_adds_is_met(tmp_path):
     assert 0.47 < stages(tmp_path / "out")["after fine-tuning"]["macs_kept"] <= 0.5
 
 
-def test_a_budget_of_time_cuts_by_timings(tmp_path):
-    done = splore("run", *WORDS, "--cut.ms=50", "--cut.threads=1", "--out=out", folder=tmp_path)
+def test_a_budget_of_time_cuts_by_timings_and_says_what_it_missed_and_nothing_else(tmp_path):
+    words = ["--cut.ms=50", "--cut.threads=1", "--out=out"]
+    done = splore("run", *WORDS, *words, folder=tmp_path, env={"WARN": "of something else"})
     assert done.code == 0, done
     assert stages(tmp_path / "out")["after fine-tuning"]["currency"] == "ms"
+    assert "cut.ms: the budget of 50 ms leaves room for more entries" in done.out
+    assert "of something else" not in done.out
 
 
 def test_several_budgets_take_one_training_and_each_is_what_a_run_of_its_own_gives(tmp_path):

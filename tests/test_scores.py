@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from nets import held, partly_decomposed, sparse
 
 from splore.design.layers import decomposed_layers
-from splore.postprocess.prune import cubic, energy_share, lamp, magnitude, prune, relative
+from splore.postprocess.prune import cubic, prune
+from splore.postprocess.scores import energy_share, lamp, magnitude, relative
 
 SCORES = [magnitude, lamp, energy_share, relative]
 INTEGERS = st.lists(st.integers(-4, 4), min_size=1, max_size=9)

@@ -4,6 +4,7 @@ DIE_AT      forward passes after which the process kills itself, within DIE_WITH
 DIE_RANK    the rank to which this happens (all by default)
 NAN_AT      forward passes after which the outputs are NaN
 SEE         folder for what each rank is given and has learned, at every forward pass of an evaluation
+WARN        what each forward pass warns of
 SLEEP       seconds that each forward pass takes longer
 UNLUCKY     the seed with which the net `unlucky` can't be built
 GATHER      parameters from which FSDP gathers a module by itself
@@ -13,6 +14,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 
 import torch
 from torch import nn
@@ -40,6 +42,8 @@ class Mortal(nn.Module):
     def forward(self, x):
         Mortal.passes += 1
         time.sleep(float(os.environ.get("SLEEP", "0")))
+        if "WARN" in os.environ:
+            warnings.warn(os.environ["WARN"], stacklevel=2)
         if Mortal.passes == int(os.environ.get("DIE_AT", "0")) and _here():
             threading.Thread(target=_die, args=(float(os.environ.get("DIE_WITHIN", "0")),), daemon=True).start()
         if os.environ.get("SEE") and len(x) > 1 and not any(module.training for module in self.modules()):

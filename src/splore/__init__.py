@@ -27,10 +27,11 @@ _HOMES = {
     "train.attach": ("attach",),
     "train.penalties": ("FrobeniusDecay", "L1", "Scaling", "parameter_groups"),
     "train.masks": ("hold_masks",),
-    "postprocess.prune": ("cubic", "energy_share", "lamp", "magnitude", "prune", "relative"),
+    "postprocess.prune": ("cubic", "prune"),
     "postprocess.quantize": ("quantize",),
     "postprocess.rank_cut": ("cut_ranks", "share_budget"),
     "postprocess.recalibrate": ("recalibrate",),
+    "postprocess.scores": ("energy_share", "lamp", "magnitude", "relative"),
     "capture.compile": ("compile",),
     "engine.engine": ("Engine",),
     "modelfile.file": ("ModelFileError", "load", "save"),
@@ -61,10 +62,11 @@ if TYPE_CHECKING:
     from splore.measure.accuracy import evaluate
     from splore.measure.cost import cost
     from splore.modelfile.file import ModelFileError, load, save
-    from splore.postprocess.prune import cubic, energy_share, lamp, magnitude, prune, relative
+    from splore.postprocess.prune import cubic, prune
     from splore.postprocess.quantize import quantize
     from splore.postprocess.rank_cut import cut_ranks, share_budget
     from splore.postprocess.recalibrate import recalibrate
+    from splore.postprocess.scores import energy_share, lamp, magnitude, relative
     from splore.task import Preprocessing, Task
     from splore.train.attach import attach
     from splore.train.masks import hold_masks

@@ -18,11 +18,7 @@ from splore.design.blocks import best_within
 from splore.design.layers import LowRankSparse, check_finite, decomposed_layers
 from splore.design.prices import Limit, Params, Priced, Prices, check_within, said
 from splore.design.ranks import count_holding
-
-Score = Callable[[LowRankSparse], Tensor]
-"""The importance of each entry of a layer's S, a tensor (m, k) of non-negative numbers comparable across layers.
-
-Of a block the mean counts; the scores here give all entries of a block the same."""
+from splore.postprocess.scores import Score, block_energies, lamp, scores_within
 
 ATTEMPTS = 10
 """How often a budget whose prices move is tried, at most."""
@@ -32,53 +28,6 @@ SETTLING = 2
 
 class BudgetWarning(UserWarning):
     """A budget was missed by more than its tolerance, or leaves room for more entries than there are."""
-
-
-def magnitude(layer: LowRankSparse) -> Tensor:
-    """|S|, of a block the root of its mean square: one threshold over all layers."""
-    S, blocks = layer.S.detach(), layer.blocks
-    return blocks.spread(blocks.norms(S) / blocks.sizes(S).sqrt())
-
-
-def lamp(layer: LowRankSparse) -> Tensor:
-    """S^2 over the energy of the entries of that layer that are at least as large (Lee et al., arXiv 2010.07611).
-
-    The share of the layer's remaining energy that goes with the entry, when the layer is cut from the smallest up: an
-    equal marginal loss over all layers, and no layer is ever emptied.
-    """
-    energies, squares = _energies(layer)
-    ordered, order = squares.flatten().sort()
-    remaining = energies.flatten()[order].double().flip(0).cumsum(0).flip(0)
-    scores = torch.zeros_like(ordered)
-    scores[order] = (ordered / remaining.clamp_min(torch.finfo(torch.float64).tiny)).float()
-    return layer.blocks.spread(scores.view_as(squares))
-
-
-def energy_share(layer: LowRankSparse) -> Tensor:
-    """The share of S's energy that lies in entries no larger than this one.
-
-    Keeping what exceeds 1 - tau is the paper's rule for the energy tau: so a budget met by this score is the paper's
-    rule, with the one tau for all layers that meets it.
-    """
-    energies, squares = _energies(layer, torch.float64)
-    order = squares.flatten().sort().indices
-    reached = energies.flatten()[order].cumsum(0)
-    shares = torch.empty_like(reached)
-    shares[order] = reached / reached[-1].clamp_min(torch.finfo(torch.float64).tiny)
-    return layer.blocks.spread(shares.view_as(squares))
-
-
-def relative(layer: LowRankSparse) -> Tensor:
-    """S^2 over the energy of the layer's whole weight A·B + S: an equal marginal error of each layer's weight."""
-    weight = layer.matrix.detach().float()
-    squares = _energies(layer)[1]
-    return layer.blocks.spread(squares) / weight.square().sum().clamp_min(torch.finfo(torch.float32).tiny)
-
-
-def _energies(layer: LowRankSparse, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """The energy of each block of S, and its mean over the block's entries."""
-    squares = layer.S.detach().to(dtype).square()
-    return layer.blocks.sums(squares), layer.blocks.means(squares)
 
 
 @torch.no_grad()
@@ -230,29 +179,11 @@ def _left_over(layers: dict[str, LowRankSparse], prices: Prices, allowed: float,
 
 def _energetic(layer: LowRankSparse, energy: float) -> Tensor:
     """The blocks of the smallest set of entries of S that holds this share of its energy; never a block of zeros."""
-    energies, squares = _energies(layer, torch.float64)
+    energies, squares = block_energies(layer, torch.float64)
     order = squares.flatten().argsort(descending=True, stable=True)
     mask = torch.zeros(order.shape, dtype=torch.bool, device=order.device)
     mask[order[: count_holding(energies.flatten()[order], energy)]] = True
     return mask.view_as(squares) & layer.blocks.any(layer.S.detach())
-
-
-def scores_within(name: str, layer: LowRankSparse, within: Tensor, score: Score) -> Tensor:
-    """The scores of those blocks of a layer's S that a mask (m, b) of blocks names, flat, in float64.
-
-    Raises:
-        ValueError: scores that don't have the shape of S, or that are no numbers.
-    """
-    scores = score(layer)
-    if not isinstance(scores, Tensor) or scores.shape != layer.S.shape:
-        found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(
-            f"expected a score for each entry of S, of shape {tuple(layer.S.shape)}, found {found} for {name!r}"
-        )
-    scores = layer.blocks.means(scores.double())[within]
-    if scores.isnan().any():
-        raise ValueError(f"expected numbers as scores, found NaN for {name!r}")
-    return scores
 
 
 def _keep_best(layers: dict[str, LowRankSparse], amount: float, prices: Mapping[str, float], score: Score) -> bool:

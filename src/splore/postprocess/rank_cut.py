@@ -9,7 +9,8 @@ from splore.design.blocks import Blocks
 from splore.design.layers import LowRankSparse, check_finite, decomposed_layers
 from splore.design.prices import Limit, Params, Priced, Prices
 from splore.design.ranks import count_holding
-from splore.postprocess.prune import Score, lamp, scores_within, settled
+from splore.postprocess.prune import settled
+from splore.postprocess.scores import Score, lamp, scores_within
 
 Spectrum = tuple[Tensor, Tensor, Tensor]
 

@@ -19,6 +19,7 @@ from splore.measure.tables import stage_table
 from splore.modelfile.file import dense_bytes, load, save
 from splore.postprocess import prune as cuts
 from splore.postprocess import rank_cut as ranks
+from splore.postprocess import scores
 from splore.postprocess.recalibrate import recalibrate
 from splore.runs.eight_bits import to_eight_bits
 from splore.runs.prepare import Prepared
@@ -159,7 +160,7 @@ class Run:
         if not isinstance(config.ranks, str):
             found = ranks.cut_ranks(model, config.ranks)
         elif config.ranks == "shared" and self._budget is not None and self.recipe.method == "low-rank+sparse":
-            found = ranks.share_budget(model, budget=self._budget, score=getattr(cuts, config.score))
+            found = ranks.share_budget(model, budget=self._budget, score=getattr(scores, config.score))
         else:
             return
         counts = sorted(Counter(found.values()).items(), reverse=True)
