@@ -65,36 +65,35 @@ def test_one_training_serves_all_shares_and_each_has_a_summary_of_its_own(tmp_pa
     args.together = True
     found = run.trials(args, [])
     assert sorted(name for names in found.values() for name in names) == sorted(single)
-    trial, names = next((trial, names) for trial, names in found.items() if "best" in trial.name)
-    assert names == ["resnet20-best-30-30ep-seed0", "resnet20-best-10-30ep-seed0"]
-    assert run.folders(trial, names, tmp_path) == dict(zip(names, [tmp_path, tmp_path / "params-0.1"], strict=True))
+    places = next(places for trial, places in found.items() if "best" in trial.name)
+    assert places == {"resnet20-best-30-30ep-seed0": "", "resnet20-best-10-30ep-seed0": "params-0.1"}
 
 
 def test_shares_of_bytes_and_of_milliseconds_are_budgets_of_them(tmp_path):
     args = arguments(tmp_path, currency="bytes", together=True)
     args.method = ["dense", "sparse"]
-    (_, dense), (trial, names) = run.trials(args, []).items()
-    assert dense == ["resnet20-dense-100-30ep-seed0"]
+    (_, dense), (trial, places) = run.trials(args, []).items()
+    assert dense == {"resnet20-dense-100-30ep-seed0": ""}
     recipe = load_recipe(trial.words[0], trial.words[1:])
     check_recipe(recipe)
     assert (recipe.cut.params, recipe.cut.bytes, recipe.cut.budgets) == (None, 0.3, [0.1])
-    assert names == ["resnet20-sparse-bytes30-30ep-seed0", "resnet20-sparse-bytes10-30ep-seed0"]
+    assert places == {"resnet20-sparse-bytes30-30ep-seed0": "", "resnet20-sparse-bytes10-30ep-seed0": "bytes-0.1"}
     args.currency, args.method = "ms", ["sparse"]
     threads = ["--cut.threads=1"]
-    ((trial, names),) = run.trials(args, threads).items()
+    ((trial, places),) = run.trials(args, threads).items()
     recipe = load_recipe(trial.words[0], trial.words[1:])
     check_recipe(recipe)
     dense = json.loads((tmp_path / "resnet20-batch1-threads1.json").read_text())["dense_ms"]
     assert dense > 0 and (recipe.cut.params, recipe.cut.ms, recipe.cut.budgets) == (None, 0.3 * dense, [0.1 * dense])
-    assert run.trials(args, threads) == {trial: names}  # a second timing would give others
-    assert names == ["resnet20-sparse-ms30-30ep-seed0", "resnet20-sparse-ms10-30ep-seed0"]
-    made = run.folders(trial, names, tmp_path / trial.name)
-    for ms, place in enumerate(made.values(), 1):
+    assert run.trials(args, threads) == {trial: places}  # a second timing would give others
+    assert list(places) == ["resnet20-sparse-ms30-30ep-seed0", "resnet20-sparse-ms10-30ep-seed0"]
+    folder = tmp_path / trial.name
+    for ms, place in enumerate((folder / place for place in places.values()), 1):
         place.mkdir()
         (place / "recipe.yaml").write_text(recipe_yaml(recipe))
         (place / "summary.json").write_text(json.dumps({"dense": {}, "compressed": {}, "stages": [{"cost": ms}]}))
-    run.keep(made, tmp_path)
-    first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in names)
+    run.keep(folder, places, tmp_path)
+    first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in places)
     assert (first["compressed"]["ms"], second["compressed"]["ms"]) == (1, 2)
     assert first["dense"]["ms"] == second["dense"]["ms"] == dense
 

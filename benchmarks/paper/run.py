@@ -141,8 +141,8 @@ def overrides(net: str, method: str, kept: float, more: list[str]) -> tuple[list
     return [*words, *changes], base.train.epochs + base.finetune.epochs
 
 
-def trials(args: argparse.Namespace, more: list[str]) -> dict[Trial, list[str]]:
-    """The runs, each with the names of its summaries: of its own budget, then of each further one.
+def trials(args: argparse.Namespace, more: list[str]) -> dict[Trial, dict[str, str]]:
+    """The runs, each with the names of its summaries, and where in its folder each is: one for every budget.
 
     They go seed by seed, so that whatever is done first is a whole table.
     """
@@ -162,7 +162,8 @@ def trials(args: argparse.Namespace, more: list[str]) -> dict[Trial, list[str]]:
             root = [f"--data.root={args.root}"] if args.root else []
             own = (str(recipe), *shares(load_recipe(recipe), args.parallel), *words, *cut, *root, f"--seed={seed}")
             trial = Trial(f"{group}-seed{seed}", group, seed, own)
-            found[trial] = [f"{each}-seed{seed}" for each in (group, *further)]
+            places = ["", *branches(load_recipe(recipe, list(own[1:])))]
+            found[trial] = {f"{each}-seed{seed}": at for each, at in zip((group, *further), places, strict=True)}
     return found
 
 
@@ -201,42 +202,36 @@ def main() -> int:
     args = parser.parse_args(own)
     if args.currency == "ms" and args.parallel > 1:
         print("runs side by side disturb each other's timings: --parallel 1 gives truer ones", flush=True)
-    names = trials(args, more)
-    waiting = [trial for trial in names if not all((RESULTS / f"{name}.json").exists() for name in names[trial])]
+    runs = trials(args, more)
+    waiting = [trial for trial in runs if not all((RESULTS / f"{name}.json").exists() for name in runs[trial])]
     args.out.mkdir(parents=True, exist_ok=True)
     print(f"{len(waiting)} runs to make", flush=True)
     sweep = Sweep(waiting, args.out, args.minutes)
     failed = False
     with cluster_executor(args.scheduler) if args.scheduler else local_executor(args.parallel) as executor:
         for outcome in sweep.outcomes(executor):
-            failed |= not settle(outcome, sweep, names[outcome.trial])
+            failed |= not settle(outcome, sweep, runs[outcome.trial])
     return int(failed)
 
 
-def settle(outcome: Outcome, sweep: Sweep, names: list[str]) -> bool:
+def settle(outcome: Outcome, sweep: Sweep, places: dict[str, str]) -> bool:
     """Keeps the summaries of a finished run; says what became of another, and whether that is no failure."""
     trial, folder = outcome.trial, sweep.folder(outcome.trial)
     if outcome.why:
         print(f"failed: {trial.name}: {outcome.why}; see {log_of(folder)}", flush=True)
     elif sweep.is_finished(trial):
         RESULTS.mkdir(parents=True, exist_ok=True)
-        keep(folders(trial, names, folder), RESULTS)
-        print("\n".join(f"done: {name}" for name in names), flush=True)
+        keep(folder, places, RESULTS)
+        print("\n".join(f"done: {name}" for name in places), flush=True)
     elif outcome.code is not None:
         print(f"paused: {trial.name}", flush=True)
     return not outcome.why
 
 
-def folders(trial: Trial, names: list[str], folder: Path) -> dict[str, Path]:
-    """The folder of a run and of each further budget, by the name that its summary is kept under."""
-    recipe = load_recipe(trial.words[0], trial.words[1:])
-    return dict(zip(names, [folder, *(folder / branch for branch in branches(recipe))], strict=True))
-
-
-def keep(made: dict[str, Path], out: Path) -> None:
-    """Writes the summaries in the folders of a run to `out`; milliseconds with those of the dense net beside them."""
-    run = next(iter(made.values()))
-    for name, folder in made.items():
+def keep(run: Path, places: dict[str, str], out: Path) -> None:
+    """Writes the summaries of a run's folder to `out`; milliseconds with those of the dense net beside them."""
+    for name, place in places.items():
+        folder = run / place
         summary = json.loads((folder / SUMMARY).read_text())
         recipe = load_recipe(folder / RECIPE)
         if recipe.cut.ms is not None:

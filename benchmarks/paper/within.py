@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from run import NETS, RECIPES, folders, keep, trials
+from run import NETS, RECIPES, keep, trials
 
 from splore.runs.recipe_file import load_recipe
 from splore.runs.sweep import Sweep, local_executor
@@ -101,8 +101,8 @@ def images(root: str) -> int:
 def carry_out(args: argparse.Namespace, keys: list[str], folder: Path, minutes: float, final: bool = True) -> int:
     """Makes the runs side by side in a folder; where they are `final`, their results go to --out."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = trials(args, keys)
-    sweep = Sweep(list(names), folder, minutes)
+    runs = trials(args, keys)
+    sweep = Sweep(list(runs), folder, minutes)
     failed = 0
     with local_executor(args.parallel) as executor:
         for outcome in sweep.outcomes(executor):
@@ -111,10 +111,10 @@ def carry_out(args: argparse.Namespace, keys: list[str], folder: Path, minutes: 
             failed += bool(outcome.why)
             if final and sweep.is_finished(outcome.trial):
                 last = "dense" if "-dense-" in outcome.trial.name else "model"
-                places = folders(outcome.trial, names[outcome.trial], made)
-                keep(places, args.out)
+                places = runs[outcome.trial]
+                keep(made, places, args.out)
                 for name, place in places.items():
-                    shutil.copy(place / f"{last}.safetensors", args.out / f"{name}.safetensors")
+                    shutil.copy(made / place / f"{last}.safetensors", args.out / f"{name}.safetensors")
     return int(failed > 0)
 
 
