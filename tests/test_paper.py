@@ -98,6 +98,24 @@ def test_shares_of_bytes_and_of_milliseconds_are_budgets_of_them(tmp_path):
     assert first["dense"]["ms"] == second["dense"]["ms"] == dense
 
 
+def test_a_net_in_eight_bits_has_rows_of_its_own_beside_the_dense_one_in_float32(tmp_path):
+    args = arguments(tmp_path, currency="bytes", together=False)
+    args.method, args.kept = ["dense", "sparse"], [0.05]
+    (dense, _), (trial, places) = run.trials(args, ["--quantize.images=100", "--design.block=4"]).items()
+    assert load_recipe(dense.words[0], dense.words[1:]).quantize.images == 0
+    assert list(places) == ["resnet20-sparse-int8-bytes5-30ep-seed0"]
+    summary = json.loads((run.RESULTS / "resnet20-sparse-15-6ep-seed0.json").read_text())
+    summary["stages"].append(summary["stages"][-1] | {"stage": "in eight bits", "accuracy": 12.5, "bytes": 54_321})
+    (tmp_path / "recipe.yaml").write_text(recipe_yaml(load_recipe(trial.words[0], trial.words[1:])))
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    (tmp_path / "rows").mkdir()
+    run.keep(tmp_path, places, tmp_path / "rows")
+    (row,) = table.rows(tmp_path / "rows")
+    assert (row["values"], row["currency"], row["accuracy_mean"], row["bytes"]) == ("int8", "bytes", 12.5, 54_321)
+    assert row["cost"] == 54_321 / summary["dense"]["bytes"]
+    assert table.cost(row).endswith("% of the bytes, int8")
+
+
 def test_rows_say_the_currency_and_the_cost_in_it(tmp_path):
     for name in ("resnet20-best-15-6ep-seed0", "resnet20-dense-100-6ep-seed0"):
         shutil.copy(run.RESULTS / f"{name}.json", tmp_path)

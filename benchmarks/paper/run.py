@@ -8,6 +8,8 @@ copied to benchmarks/results/paper/. Whatever stands behind -- goes to every run
 
 With --currency ms the shares are of what the dense net takes in the engine, for the batch and the threads of the
 recipe's cut (-- --cut.batch=32 --cut.threads=1), timed at the first call and kept in --out: leave the machine to it.
+Runs that end in eight bits (-- --quantize.images=256 --design.block=4) have budgets in eight bits, too, of which the
+shares are still of the dense net in float32; what is kept of them is the net in eight bits.
 """
 
 import argparse
@@ -51,7 +53,7 @@ KEPT = "--cut.ranks=keep"
 PAPER_CUT = ["--cut.score=energy_share", "--cut.steps=1", KEPT]
 
 METHODS = {
-    "dense": ["--method=dense"],
+    "dense": ["--method=dense", "--quantize.images=0", "--quantize.epochs=0"],
     "low-rank": ["--method=low-rank"],
     "sparse": ["--method=sparse"],
     "paper": ["--train.proximal=false", "--train.nuclear=0", *PAPER_CUT],
@@ -153,9 +155,10 @@ def trials(args: argparse.Namespace, more: list[str]) -> dict[Trial, dict[str, s
         for share, *others in [kept] if together else [[share] for share in kept]:
             words, epochs = overrides(net, method, share, more)
             recipe = RECIPES / NETS[net][0]
+            values = "int8-" if method != "dense" and load_recipe(recipe, more).quantize.images else ""
             amount = "" if args.currency == "params" or method == "dense" else args.currency
             whole = dense_ms(net, load_recipe(recipe, more), args.out) if amount == "ms" else 1.0
-            group, *further = (f"{net}-{method}-{amount}{100 * each:g}-{epochs}ep" for each in (share, *others))
+            group, *further = (f"{net}-{method}-{values}{amount}{100 * each:g}-{epochs}ep" for each in (share, *others))
             cut = [] if method == "dense" else [f"--cut.{args.currency}={share * whole}"]
             cut += ["--cut.params=null"] if amount else []
             cut += [f"--cut.budgets={[each * whole for each in others]}"] if others else []
@@ -229,11 +232,16 @@ def settle(outcome: Outcome, sweep: Sweep, places: dict[str, str]) -> bool:
 
 
 def keep(run: Path, places: dict[str, str], out: Path) -> None:
-    """Writes the summaries of a run's folder to `out`; milliseconds with those of the dense net beside them."""
+    """Writes the summaries of a run's folder to `out`: of the net in eight bits where there is one.
+
+    Milliseconds have those of the dense net in float32 beside them.
+    """
     for name, place in places.items():
         folder = run / place
         summary = json.loads((folder / SUMMARY).read_text())
         recipe = load_recipe(folder / RECIPE)
+        if recipe.quantize.images:
+            summary["compressed"] = {key: summary["stages"][-1][key] for key in summary["compressed"]}
         if recipe.cut.ms is not None:
             summary["dense"]["ms"] = dense_ms(recipe.model, recipe, run.parent)
             summary["compressed"]["ms"] = summary["stages"][-1]["cost"]

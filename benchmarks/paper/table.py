@@ -15,29 +15,30 @@ from pathlib import Path
 from run import METHODS
 from scipy.stats import ttest_1samp
 
-NAME = r"(.+?)-(.+)-(bytes|macs|ms|)([\d.]+)-(\d+)ep-seed\d+"
-"""Net, method, currency (parameters where none is named), share kept in %, epochs and seed in a file's name."""
+NAME = r"(.+?)-(.+?)-(?:(int8)-)?(bytes|macs|ms|)([\d.]+)-(\d+)ep-seed\d+"
+"""Net, method, values (float32 where none are named), currency (parameters where none is), share kept in %, epochs and
+seed in a file's name."""
 CURRENCIES = {"params": "parameters", "bytes": "bytes", "macs": "multiply-adds", "ms": "milliseconds"}
 RESULTS = Path(__file__).parents[1] / "results" / "paper"
 
 
 def rows(folder: Path) -> list[dict]:
-    """One row per net, method, currency, share and number of epochs, over seeds and the machines that they ran on.
+    """One row per net, method, values, currency, share and number of epochs, over seeds and machines.
 
-    `kept` is the share of the parameters, `cost` that of the dense net's cost in the row's currency.
+    `kept` is the share of the parameters, `cost` that of the float32 dense net's cost in the row's currency.
     """
     groups = defaultdict(list)
     for path in sorted(folder.glob("*.json")):
         run = json.loads(path.read_text())
-        net, method, currency, share, epochs = re.fullmatch(NAME, path.stem).groups()
-        groups[net, int(epochs), method, currency or "params", float(share)].append(run)
+        net, method, values, currency, share, epochs = re.fullmatch(NAME, path.stem).groups()
+        groups[net, int(epochs), method, values or "float32", currency or "params", float(share)].append(run)
     dense_means = {
         key[:2]: statistics.mean(run["dense"]["accuracy"] for run in runs)
         for key, runs in groups.items()
         if key[2] == "dense"
     }
     found = []
-    for (net, epochs, method, currency, wanted), runs in groups.items():
+    for (net, epochs, method, values, currency, wanted), runs in groups.items():
         parts = [run["dense" if method == "dense" else "compressed"] for run in runs]
         accuracies = [part["accuracy"] for part in parts]
         found.append(
@@ -45,6 +46,7 @@ def rows(folder: Path) -> list[dict]:
                 "net": net,
                 "method": method,
                 "kept": statistics.mean(part.get("params_kept", 1.0) for part in parts),
+                "values": values,
                 "currency": currency,
                 "cost": statistics.mean(
                     part[currency] / run["dense"][currency] for part, run in zip(parts, runs, strict=True)
@@ -60,12 +62,13 @@ def rows(folder: Path) -> list[dict]:
                 "wanted": wanted,
             }
         )
-    return sorted(found, key=lambda row: (row["net"], row["epochs"], row["currency"], -row["wanted"], row["method"]))
+    order = ("net", "epochs", "values", "currency")
+    return sorted(found, key=lambda row: (*(row[key] for key in order), -row["wanted"], row["method"]))
 
 
 def differences(found: list[dict]) -> list[dict]:
     """Rows with what each method has over `best`, in points and seed by seed."""
-    place = ("net", "epochs", "currency", "wanted")
+    place = ("net", "epochs", "values", "currency", "wanted")
     best = {tuple(row[key] for key in place): row["accuracies"] for row in found if row["method"] == "best"}
     compared = []
     for row in found:
@@ -79,8 +82,8 @@ def differences(found: list[dict]) -> list[dict]:
 def plot(found: list[dict], folder: Path) -> list[str]:
     """Accuracy against the cost and against bytes; the names of the pictures.
 
-    There is one for each net, number of epochs, and currency of the budgets; where that is bytes, the cost beside them
-    is in parameters. A method has one colour in all of them.
+    There is one for each net, number of epochs, values and currency of the budgets; where that is bytes, the cost
+    beside them is in parameters. A method has one colour in all of them, and the dense net is in float32 in all.
     """
     import matplotlib
 
@@ -88,8 +91,9 @@ def plot(found: list[dict], folder: Path) -> list[str]:
     from matplotlib import pyplot, ticker
 
     names = []
-    places = {(row["net"], row["epochs"], row["currency"]) for row in found if row["method"] != "dense"}
-    for net, epochs, currency in sorted(places):
+    keys = ("net", "epochs", "values", "currency")
+    places = {tuple(row[key] for key in keys) for row in found if row["method"] != "dense"}
+    for net, epochs, values, currency in sorted(places):
         paid = ("kept", "params") if currency == "bytes" else ("cost", currency)
         scales = ((paid[0], f"{CURRENCIES[paid[1]]} in % of the dense net's", 1e2), ("bytes", "MB on disk", 1e-6))
         figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
@@ -99,7 +103,7 @@ def plot(found: list[dict], folder: Path) -> list[str]:
                     row
                     for row in found
                     if (row["net"], row["epochs"], row["method"]) == (net, epochs, method)
-                    and (method == "dense" or row["currency"] == currency)
+                    and (method == "dense" or (row["values"], row["currency"]) == (values, currency))
                 ]
                 points.sort(key=lambda row: row[key])
                 if points:
@@ -114,8 +118,11 @@ def plot(found: list[dict], folder: Path) -> list[str]:
             axis.grid(alpha=0.3)
         axes[0].set_ylabel("accuracy in %")
         axes[1].legend(frameon=False)
-        figure.suptitle(f"{net}, {epochs} epochs, equal {CURRENCIES[currency]}: mean and spread over the seeds")
-        names.append(f"paper_{net}_{epochs}{'' if currency == 'params' else f'_{currency}'}.svg")
+        said, end = CURRENCIES[currency], "" if currency == "params" else f"_{currency}"
+        if values != "float32":
+            said, end = f"{said}, {values}", f"{end}_{values}"
+        figure.suptitle(f"{net}, {epochs} epochs, equal {said}: mean and spread over the seeds")
+        names.append(f"paper_{net}_{epochs}{end}.svg")
         figure.savefig(folder / names[-1])
     return names
 
@@ -125,7 +132,8 @@ def percent(mean: float, spread: float | None) -> str:
 
 
 def cost(row: dict) -> str:
-    return f"{100 * row['cost']:.2f} % of the {CURRENCIES[row['currency']]}"
+    values = "" if row["values"] == "float32" else f", {row['values']}"
+    return f"{100 * row['cost']:.2f} % of the {CURRENCIES[row['currency']]}{values}"
 
 
 def p_value(differences: list[float]) -> str:
