@@ -2,6 +2,7 @@
 
 import copy
 from itertools import cycle, islice
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 import splore
 from splore.budget.bytes import Bytes
 from splore.budget.macs import MACs
-from splore.budget.milliseconds import SPELLS, Milliseconds, undisturbed_ms
+from splore.budget.milliseconds import SPELLS, Milliseconds, undisturbed_ms, undisturbed_steps
 from splore.design.layers import decomposed_layers
 from splore.design.prices import Params, Priced, Prices
 from splore.engine.engine import Engine
@@ -188,6 +189,43 @@ def test_the_time_of_a_net_is_that_of_two_spells_that_agree(spells, found, taken
     assert len(seen) == taken
 
 
+def planned(ms, images=1, team=1, threads=1):
+    """What stands for an engine: one step of a slice of so many images, by so many threads of those there are."""
+    step = {"name": "conv", "ms": ms, "images": images, "threads": team}
+    return SimpleNamespace(threads=threads, steps=lambda: [step])
+
+
+@pytest.mark.parametrize(
+    ("batch", "engine", "ms"),
+    [
+        (1, planned(3.0), 3.0),
+        (1, planned(3.0, team=2, threads=2), 3.0),
+        (1, planned(3.0, threads=2), 3.0),
+        (32, planned(3.0, images=16), 6.0),
+        (32, planned(3.0, images=16, threads=2), 3.0),
+        (32, planned(3.0, images=16, threads=4), 3.0),
+        (64, planned(3.0, images=16, threads=2), 6.0),
+        (32, planned(3.0, images=16, team=2, threads=2), 6.0),
+        (3, planned(3.0, images=16), 3.0),
+    ],
+)
+def test_what_a_step_takes_is_counted_for_the_whole_batch(batch, engine, ms):
+    assert undisturbed_steps([lambda: engine], batch) == [{"conv": ms}]
+
+
+def test_steps_are_planned_in_turns_until_the_two_shortest_plannings_of_each_engine_agree():
+    order = []
+
+    def planner(name, times):
+        times = iter(times)
+        return lambda: order.append(name) or planned(next(times))
+
+    quiet, busy = [1.0] * SPELLS, [3.0, 3.0, 2.5, 2.0, 2.9, 2.01, 3.0]
+    found = undisturbed_steps([planner("quiet", quiet), planner("busy", busy)], 1)
+    assert found == [{"conv": 1.0}, {"conv": 2.0}]
+    assert order == ["quiet", "busy"] * 6
+
+
 class Disturbed(Params):
     """Parameters, of which some measurements find too many."""
 
@@ -229,7 +267,9 @@ def test_a_budget_of_time_in_eight_bits_times_the_engine_in_eight_bits(monkeypat
     prices = Milliseconds(1.0, IMAGE, batch=2, threads=1, values="int8").prices(model)
     assert set(prices.entry) == set(decomposed_layers(model))
     assert all(price > 0 for price in (*prices.entry.values(), *prices.direction.values()))
-    assert len(programs) == 3 and all(any(op.quant for op in program.ops) for program in programs)
+    assert len({id(program) for program in programs}) == 3 and all(
+        any(op.quant for op in program.ops) for program in programs
+    )
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     splore.quantize(model, [torch.randn(2, *IMAGE)], images=2)
     Milliseconds(1.0, IMAGE, threads=1).measure(model)
