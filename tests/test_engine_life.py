@@ -102,7 +102,10 @@ def test_summary_shows_each_operation():
     assert lines[1].split() == ["operation", "name", "output", "weight", "kernel", "ms", "GMAC/s", "of", "peak"]
     (row,) = [line for line in lines if "stage1.0.conv2" in line]
     assert row.startswith("conv 3x3 + add + relu") and "16x16x16" in row and "rank 2 + " in row
+    (step, *_) = engine.steps()
+    images, threads = (f"{step[key]} {key[:-1]}{'s' * (step[key] > 1)}" for key in ("images", "threads"))
     assert "stored multiply-adds an image" in lines[-2]
+    assert lines[-2].endswith(f" ms for {images} at a time by {threads}")
     assert lines[-1].startswith("all plans: 1 slice, ") and lines[-1].endswith("of at most 256 MiB of packed weights")
 
 

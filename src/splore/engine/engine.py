@@ -227,7 +227,10 @@ class Engine:
         return "\n\n".join(parts)
 
     def steps(self) -> list[dict]:
-        """The native steps for the batch that ran last: `name`, `kernel`, `ms`, `macs`, `gmacs_per_s`, `peak_share`."""
+        """The native steps for the batch that ran last: `name`, `kernel`, `ms`, `macs`, `gmacs_per_s`, `peak_share`.
+
+        A step is that of `images` at a time, by so many `threads`: a larger batch takes it several times.
+        """
         return [step for segment in self._segments if isinstance(segment, ProgramSegment) for step in segment.steps()]
 
     def as_module(self) -> "nn.Module":

@@ -1,6 +1,6 @@
 """The plan of an engine as a text: one line for each operation."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from splore.engine.in_torch import SegmentInTorch
@@ -8,9 +8,10 @@ from splore.engine.program import Conv, Op, Pool, Program, Shape
 from splore.engine.tensor_ops import Combine
 
 
-def of_program(program: Program, heading: str, steps: Iterable[Mapping[str, Any]]) -> str:
+def of_program(program: Program, heading: str, steps: Sequence[Mapping[str, Any]]) -> str:
     """Each operation with its output, its weight, the kernel that was chosen, ms, and multiply-adds a second, also as a
-    share of what the threads could do if nothing had to be loaded.
+    share of what the threads could do if nothing had to be loaded. Of a large batch, so many images as go through at a
+    time, of which each thread may take its own.
 
     `steps` is the table of the native program; an operation may take several steps, or share one with another.
     """
@@ -35,9 +36,16 @@ def of_program(program: Program, heading: str, steps: Iterable[Mapping[str, Any]
         )
     for step in by_op.get(-2, []):
         rows.append((str(step["kernel"]), "", "x".join(map(str, program.output)), "", "", *_speed([step])))
-    total = sum(float(step["ms"]) for own in by_op.values() for step in own)
     last = f"{len(program.ops)} operations, {program.multiply_adds / 1e6:.4g} M stored multiply-adds an image"
-    return "\n".join([heading, *aligned(rows), last + (f", {total:.4g} ms in all" if by_op else "")])
+    if steps:
+        total, first = sum(float(step["ms"]) for step in steps), steps[0]
+        last += f", {total:.4g} ms for {_count(first['images'], 'image')} at a time"
+        last += f" by {_count(first['threads'], 'thread')}"
+    return "\n".join([heading, *aligned(rows), last])
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'s' if n != 1 else ''}"
 
 
 def of_memory(report: Mapping[str, Any]) -> str:
@@ -45,8 +53,9 @@ def of_memory(report: Mapping[str, Any]) -> str:
     packed, most = (report[key] / 2**20 for key in ("packed_bytes", "most_bytes"))
     how = "by the plans of others: plan it for one of its own" if report["timed"] else "untimed: plan it to run faster"
     own = "" if report["planned"] else f"; batch {report['batch']} runs {how}"
-    slices = f"{report['slices']} slice{'s' if report['slices'] != 1 else ''}"
-    return f"all plans: {slices}, {packed:.3g} of at most {most:.4g} MiB of packed weights{own}"
+    return (
+        f"all plans: {_count(report['slices'], 'slice')}, {packed:.3g} of at most {most:.4g} MiB of packed weights{own}"
+    )
 
 
 def _speed(steps: Sequence[Mapping[str, Any]]) -> tuple[str, str, str]:
