@@ -226,6 +226,12 @@ def test_steps_are_planned_in_turns_until_the_two_shortest_plannings_of_each_eng
     assert order == ["quiet", "busy"] * 6
 
 
+def test_steps_of_a_network_that_takes_long_to_plan_are_planned_twice(monkeypatch):
+    monkeypatch.setattr("splore.budget.milliseconds.PATIENCE", 0.0)
+    times = iter([3.0, 2.0])
+    assert undisturbed_steps([lambda: planned(next(times))], 1) == [{"conv": 2.0}]
+
+
 class Disturbed(Params):
     """Parameters, of which some measurements find too many."""
 

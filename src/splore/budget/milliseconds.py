@@ -5,6 +5,7 @@ higher ranks; what a layer's kernels gain or lose by that is what its entries an
 """
 
 import copy
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -36,8 +37,8 @@ by to price directions."""
 SPELLS, AGREE = 12, 0.01
 """How many short spells a network is timed for at most, and how far the two shortest of them may be apart."""
 
-TURNS = 5
-"""How often it is planned to learn what its steps take, at the least."""
+TURNS, PATIENCE = 5, 20.0
+"""How often it is planned to learn what its steps take, at the least: twice where that takes more than such seconds."""
 
 SMALL = 1e-3
 """What is filled in there: no zero, and nothing that makes activations overflow."""
@@ -121,11 +122,11 @@ def undisturbed_steps(plans: Sequence[Callable[[], Engine]], batch: int) -> list
     There are more of them until the two shortest of each engine agree.
     """
     rounds: list[list[dict[str, float]]] = []
-    while len(rounds) < SPELLS:
+    began, agree = time.monotonic(), False
+    while len(rounds) < 2 or (len(rounds) < (TURNS if agree else SPELLS) and time.monotonic() - began < PATIENCE):
         rounds.append([_steps(plan(), batch) for plan in plans])
-        totals = (sorted(sum(steps.values()) for steps in planned) for planned in zip(*rounds, strict=True))
-        if len(rounds) >= TURNS and all(first[1] <= (1 + AGREE) * first[0] for first in totals):
-            break
+        totals = [sorted(sum(steps.values()) for steps in planned) for planned in zip(*rounds, strict=True)]
+        agree = all(total[0] * (1 + AGREE) >= max(total[:2]) for total in totals)
     return [reduce(_least, planned) for planned in zip(*rounds, strict=True)]
 
 
