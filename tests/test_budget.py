@@ -1,8 +1,6 @@
 """Budgets in every currency: what is kept is worth its price, and what was asked for is met."""
 
 import copy
-from itertools import cycle, islice
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,10 +10,9 @@ from torch import nn
 import splore
 from splore.budget.bytes import Bytes
 from splore.budget.macs import MACs
-from splore.budget.milliseconds import SPELLS, Milliseconds, undisturbed_ms, undisturbed_steps
+from splore.budget.milliseconds import Milliseconds
 from splore.design.layers import decomposed_layers
 from splore.design.prices import Params, Priced, Prices
-from splore.engine.engine import Engine
 from splore.postprocess.prune import ATTEMPTS, prune
 from splore.postprocess.rank_cut import share_budget
 from splore.postprocess.scores import lamp
@@ -156,82 +153,6 @@ def test_a_budget_that_leaves_entries_over_keeps_all_and_says_so():
     assert all(torch.equal(layer.mask, before[name]) for name, layer in decomposed_layers(model).items())
 
 
-def test_a_budget_of_time_is_found_by_timing_the_engine():
-    model = net()
-    budget = Milliseconds(1000.0, IMAGE, batch=2, threads=1, tolerance=0.9)
-    prices = budget.prices(model)
-    assert set(prices.entry) == set(decomposed_layers(model))
-    assert all(price > 0 for price in (*prices.entry.values(), *prices.direction.values()))
-    whole = budget.measure(model)
-    share_budget(model, budget=Milliseconds(0.6 * whole, IMAGE, batch=2, threads=1, tolerance=0.9))
-    prune(model, budget=Milliseconds(0.6 * whole, IMAGE, batch=2, threads=1, tolerance=0.9))
-    entries = sum(layer.S.numel() for layer in decomposed_layers(model).values())
-    assert 0 < sum(int(layer.mask.sum()) for layer in decomposed_layers(model).values()) < entries
-
-
-@pytest.mark.parametrize(
-    ("spells", "found", "taken"),
-    [
-        ([7.0, 7.05, 7.3], 7.0, 3),
-        ([9.5, 7.3, 9.6, 7.0, 9.5, 7.05, 8.0], 7.0, 6),
-        (cycle([8.0, 7.0, 7.5, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0]), 7.0, SPELLS),
-    ],
-)
-def test_the_time_of_a_net_is_that_of_two_spells_that_agree(spells, found, taken, monkeypatch):
-    spells, seen = iter(spells), []
-
-    def median_ms(*runs):
-        seen.extend(islice(spells, len(runs)))
-        return tuple(seen[-len(runs) :])
-
-    monkeypatch.setattr("splore.budget.milliseconds.median_ms", median_ms)
-    assert undisturbed_ms(lambda: None) == found
-    assert len(seen) == taken
-
-
-def planned(ms, images=1, team=1, threads=1):
-    """What stands for an engine: one step of a slice of so many images, by so many threads of those there are."""
-    step = {"name": "conv", "ms": ms, "images": images, "threads": team}
-    return SimpleNamespace(threads=threads, steps=lambda: [step])
-
-
-@pytest.mark.parametrize(
-    ("batch", "engine", "ms"),
-    [
-        (1, planned(3.0), 3.0),
-        (1, planned(3.0, team=2, threads=2), 3.0),
-        (1, planned(3.0, threads=2), 3.0),
-        (32, planned(3.0, images=16), 6.0),
-        (32, planned(3.0, images=16, threads=2), 3.0),
-        (32, planned(3.0, images=16, threads=4), 3.0),
-        (64, planned(3.0, images=16, threads=2), 6.0),
-        (32, planned(3.0, images=16, team=2, threads=2), 6.0),
-        (3, planned(3.0, images=16), 3.0),
-    ],
-)
-def test_what_a_step_takes_is_counted_for_the_whole_batch(batch, engine, ms):
-    assert undisturbed_steps([lambda: engine], batch) == [{"conv": ms}]
-
-
-def test_steps_are_planned_in_turns_until_the_two_shortest_plannings_of_each_engine_agree():
-    order = []
-
-    def planner(name, times):
-        times = iter(times)
-        return lambda: order.append(name) or planned(next(times))
-
-    quiet, busy = [1.0] * SPELLS, [3.0, 3.0, 2.5, 2.0, 2.9, 2.01, 3.0]
-    found = undisturbed_steps([planner("quiet", quiet), planner("busy", busy)], 1)
-    assert found == [{"conv": 1.0}, {"conv": 2.0}]
-    assert order == ["quiet", "busy"] * 6
-
-
-def test_steps_of_a_network_that_takes_long_to_plan_are_planned_twice(monkeypatch):
-    monkeypatch.setattr("splore.budget.milliseconds.PATIENCE", 0.0)
-    times = iter([3.0, 2.0])
-    assert undisturbed_steps([lambda: planned(next(times))], 1) == [{"conv": 2.0}]
-
-
 class Disturbed(Params):
     """Parameters, of which some measurements find too many."""
 
@@ -258,28 +179,6 @@ def test_a_budget_that_was_met_is_not_refused_for_a_disturbed_measurement():
     with pytest.warns(UserWarning, match="was not met closely: the net takes"):
         prune(model, budget=budget)
     assert 0 < budget.measure(model) <= 1.1 * budget.allowed(model)
-
-
-def test_a_budget_of_time_in_eight_bits_times_the_engine_in_eight_bits(monkeypatch):
-    model, programs = net(), []
-
-    class Seen(Engine):
-        def __init__(self, segments, *more):
-            programs.extend(segments)
-            super().__init__(segments, *more)
-
-    monkeypatch.setattr("splore.budget.milliseconds.Engine", Seen)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    prices = Milliseconds(1.0, IMAGE, batch=2, threads=1, values="int8").prices(model)
-    assert set(prices.entry) == set(decomposed_layers(model))
-    assert all(price > 0 for price in (*prices.entry.values(), *prices.direction.values()))
-    assert len({id(program) for program in programs}) == 3 and all(
-        any(op.quant for op in program.ops) for program in programs
-    )
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    splore.quantize(model, [torch.randn(2, *IMAGE)], images=2)
-    Milliseconds(1.0, IMAGE, threads=1).measure(model)
-    assert any(op.quant for op in programs[-1].ops)
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ higher ranks; what a layer's kernels gain or lose by that is what its entries an
 
 import copy
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
-from math import ceil, inf
+from math import ceil
 from typing import Literal
 
 import torch
@@ -37,8 +37,9 @@ by to price directions."""
 SPELLS, AGREE = 12, 0.01
 """How many short spells a network is timed for at most, and how far the two shortest of them may be apart."""
 
-TURNS, PATIENCE = 5, 20.0
-"""How often it is planned to learn what its steps take, at the least: twice where that takes more than such seconds."""
+PLANNINGS, FEWEST, PATIENCE = 8, 3, 20.0
+"""How often a network is planned to learn what its steps take, and how often at the least: where that takes more than
+so many seconds."""
 
 SMALL = 1e-3
 """What is filled in there: no zero, and nothing that makes activations overflow."""
@@ -116,18 +117,16 @@ class Milliseconds:
 
 
 def undisturbed_steps(plans: Sequence[Callable[[], Engine]], batch: int) -> list[dict[str, float]]:
-    """What the steps of some engines take for a batch, by name in ms: the least of several plannings of each.
+    """What the steps of some engines take for a batch, by name in ms: the second shortest of several plannings of each.
 
-    They take turns, since what else the processor does goes on for a while, and would lie in one engine's steps alone.
-    There are more of them until the two shortest of each engine agree.
+    What else the processor does makes some of them longer; the shortest may be a fluke, since a step that is fused is
+    timed by what fusion gains. The engines take turns, so that what lasts for a while lies in all of them.
     """
     rounds: list[list[dict[str, float]]] = []
-    began, agree = time.monotonic(), False
-    while len(rounds) < 2 or (len(rounds) < (TURNS if agree else SPELLS) and time.monotonic() - began < PATIENCE):
+    began = time.monotonic()
+    while len(rounds) < FEWEST or (len(rounds) < PLANNINGS and time.monotonic() - began < PATIENCE):
         rounds.append([_steps(plan(), batch) for plan in plans])
-        totals = [sorted(sum(steps.values()) for steps in planned) for planned in zip(*rounds, strict=True)]
-        agree = all(total[0] * (1 + AGREE) >= max(total[:2]) for total in totals)
-    return [reduce(_least, planned) for planned in zip(*rounds, strict=True)]
+    return [_second_shortest(planned) for planned in zip(*rounds, strict=True)]
 
 
 def _steps(engine: Engine, batch: int) -> dict[str, float]:
@@ -140,8 +139,12 @@ def _steps(engine: Engine, batch: int) -> dict[str, float]:
     return steps
 
 
-def _least(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
-    return {name: min(a.get(name, inf), b.get(name, inf)) for name in (*a, *b)}
+def _second_shortest(plannings: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    times = defaultdict(list)
+    for steps in plannings:
+        for name, ms in steps.items():
+            times[name].append(ms)
+    return {name: sorted(found)[:2][-1] for name, found in times.items()}
 
 
 def undisturbed_ms(run: Callable[[], object]) -> float:
