@@ -182,7 +182,7 @@ class Run:
 
     def _cut_to_budget(self, model: nn.Module, progress: float) -> None:
         """Cuts S on the way to the budget, by the prices that hold there, and in the end to it."""
-        budget, score = self._budget, getattr(cuts, self.recipe.cut.score)
+        budget, score = self._budget, getattr(scores, self.recipe.cut.score)
         if budget is None:
             return
         if progress < 1:
