@@ -155,9 +155,10 @@ def trials(args: argparse.Namespace, more: list[str]) -> dict[Trial, dict[str, s
         for share, *others in [kept] if together else [[share] for share in kept]:
             words, epochs = overrides(net, method, share, more)
             recipe = RECIPES / NETS[net][0]
-            values = "int8-" if method != "dense" and load_recipe(recipe, more).quantize.images else ""
+            base = load_recipe(recipe, more)
+            values = "int8-" if method != "dense" and base.quantize.images else ""
             amount = "" if args.currency == "params" or method == "dense" else args.currency
-            whole = dense_ms(net, load_recipe(recipe, more), args.out) if amount == "ms" else 1.0
+            whole = dense_ms(net, base, args.out) if amount == "ms" else 1.0
             group, *further = (f"{net}-{method}-{values}{amount}{100 * each:g}-{epochs}ep" for each in (share, *others))
             cut = [] if method == "dense" else [f"--cut.{args.currency}={share * whole}"]
             cut += ["--cut.params=null"] if amount else []
@@ -165,7 +166,7 @@ def trials(args: argparse.Namespace, more: list[str]) -> dict[Trial, dict[str, s
             root = [f"--data.root={args.root}"] if args.root else []
             own = (str(recipe), *shares(load_recipe(recipe), args.parallel), *words, *cut, *root, f"--seed={seed}")
             trial = Trial(f"{group}-seed{seed}", group, seed, own)
-            places = ["", *branches(load_recipe(recipe, list(own[1:])))]
+            places = ["", *branches(load_recipe(recipe, own[1:]))]
             found[trial] = {f"{each}-seed{seed}": at for each, at in zip((group, *further), places, strict=True)}
     return found
 
