@@ -89,18 +89,23 @@ ABLATIONS = {
     "finetune-most": [],
     "distilled": ["--baseline=true", "--finetune.distill=0.5"],
     "paper-sparse": ["--method=sparse", "--train.proximal=false", *PAPER_CUT],
+    "sparse-l1-x2": METHODS["sparse"],
+    "sparse-l1-half": METHODS["sparse"],
 }
 """`best` with one thing changed, to see what matters; `derived` has what depends on the recipe.
 
-`paper-sparse` is no change of `best`, but `paper` without L.
+`paper-sparse` is no change of `best`, but `paper` without L; the last two are changes of `sparse`.
 """
+
+STRENGTHS = {"l1-x3": 3, "l1-third": 1 / 3, "sparse-l1-x2": 2, "sparse-l1-half": 1 / 2}
+"""How many times the recipe's l1 an ablation has."""
 
 
 def derived(net: str, method: str, base: Recipe) -> list[str]:
     """Overrides of a method that are reckoned from the recipe."""
     l1, epochs = base.train.l1, base.train.epochs + base.finetune.epochs
-    if method in ("l1-x3", "l1-third"):
-        return [f"--train.l1={l1 * (3 if method == 'l1-x3' else 1 / 3):.3g}"]
+    if method in STRENGTHS:
+        return [f"--train.l1={l1 * STRENGTHS[method]:.3g}"]
     if method == "l1-unscaled":
         return [f"--train.l1={mean_strength(net, l1):.3g}"]
     if method in ("finetune-half", "finetune-most"):
