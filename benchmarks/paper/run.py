@@ -67,6 +67,7 @@ None of them has a teacher: each sees the images as often as the dense net, and 
 ABLATIONS = {
     "subgradient": ["--train.proximal=false"],
     "no-l1": ["--train.l1=0"],
+    "l1-x2": [],
     "l1-x3": [],
     "l1-third": [],
     "l1-unscaled": ["--train.l1_scaling=none"],
@@ -97,7 +98,7 @@ ABLATIONS = {
 `paper-sparse` is no change of `best`, but `paper` without L; the last two are changes of `sparse`.
 """
 
-STRENGTHS = {"l1-x3": 3, "l1-third": 1 / 3, "sparse-l1-x2": 2, "sparse-l1-half": 1 / 2}
+STRENGTHS = {"l1-x2": 2, "l1-x3": 3, "l1-third": 1 / 3, "sparse-l1-x2": 2, "sparse-l1-half": 1 / 2}
 """How many times the recipe's l1 an ablation has."""
 
 
