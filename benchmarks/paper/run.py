@@ -69,6 +69,7 @@ ABLATIONS = {
     "no-l1": ["--train.l1=0"],
     "l1-x2": [],
     "l1-x3": [],
+    "l1-x4": [],
     "l1-third": [],
     "l1-unscaled": ["--train.l1_scaling=none"],
     "no-nuclear": ["--train.nuclear=0"],
@@ -90,23 +91,25 @@ ABLATIONS = {
     "finetune-most": [],
     "distilled": ["--baseline=true", "--finetune.distill=0.5"],
     "paper-sparse": ["--method=sparse", "--train.proximal=false", *PAPER_CUT],
-    "sparse-l1-x2": METHODS["sparse"],
     "sparse-l1-half": METHODS["sparse"],
+    "sparse-l1-x2": METHODS["sparse"],
+    "sparse-l1-x4": METHODS["sparse"],
 }
 """`best` with one thing changed, to see what matters; `derived` has what depends on the recipe.
 
-`paper-sparse` is no change of `best`, but `paper` without L; the last two are changes of `sparse`.
+`paper-sparse` is no change of `best`, but `paper` without L; those after it are changes of `sparse`.
 """
 
-STRENGTHS = {"l1-x2": 2, "l1-x3": 3, "l1-third": 1 / 3, "sparse-l1-x2": 2, "sparse-l1-half": 1 / 2}
-"""How many times the recipe's l1 an ablation has."""
+STRENGTHS = {"third": 1 / 3, "half": 1 / 2, "x2": 2, "x3": 3, "x4": 4}
+"""How many times the recipe's l1 an ablation has, by what its name says."""
 
 
 def derived(net: str, method: str, base: Recipe) -> list[str]:
     """Overrides of a method that are reckoned from the recipe."""
     l1, epochs = base.train.l1, base.train.epochs + base.finetune.epochs
-    if method in STRENGTHS:
-        return [f"--train.l1={l1 * STRENGTHS[method]:.3g}"]
+    changed, _, times = method.rpartition("-")
+    if changed.endswith("l1") and times in STRENGTHS:
+        return [f"--train.l1={l1 * STRENGTHS[times]:.3g}"]
     if method == "l1-unscaled":
         return [f"--train.l1={mean_strength(net, l1):.3g}"]
     if method in ("finetune-half", "finetune-most"):
