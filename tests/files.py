@@ -13,6 +13,7 @@ from splore.design.decompose import Design, decompose
 from splore.design.layers import decomposed_layers
 from splore.design.matrix import Scheme
 from splore.modelfile.file import ModelFileError, load
+from splore.modelfile.small import put_together, take_apart
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64, 1: torch.uint8}
 
@@ -59,12 +60,24 @@ def refused(path, model=None):
 
 
 def signed(text, tensors):
-    """A file with a right digest whatever it says."""
+    """A file with a right digest whatever it says, from what `parts` gave."""
+    text = text.copy()
+    if "structure" in text:
+        tensors = put_together(tensors, text.pop("structure"))
     data = to_safetensors(tensors, {"splore": json.dumps(text | {"sha256": "0" * 64}, separators=(",", ":"))})
     return data.replace(b"0" * 64, hashlib.sha256(data).hexdigest().encode(), 1)
 
 
-def parts(path):
+def as_stored(path):
+    """What the metadata of a model file say, and its tensors as they lie there."""
     data = path.read_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return json.loads(header["__metadata__"]["splore"]), from_safetensors(data)
+
+
+def parts(path):
+    """The same with the structure among what is said, and with the small tensors among the others."""
+    text, tensors = as_stored(path)
+    if text["version"] >= 3:
+        text["structure"], tensors = take_apart(tensors)
+    return text, tensors

@@ -98,7 +98,7 @@ def test_model_files_that_are_truncated_altered_or_foreign(finished, tmp_path):
         "header only": whole[:40],
         "empty": b"",
         "altered": whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:],
-        "altered header": whole.replace(b"tests_support:tiny", b"tests_support:tinz", 1),
+        "altered header": whole.replace(b"splore.header", b"splore.heades", 1),
         "pickle": b"\x80\x04\x95" + whole[:middle],
     }
     torch.save({"weight": torch.ones(3)}, tmp_path / "torch.safetensors")

@@ -40,12 +40,20 @@ def test_a_model_file_is_read_without_a_library(reader, tmp_path, kept, scheme, 
     splore.save(model, tmp_path / "model.safetensors", values="float16" if values == "float16" else None)
     text, weights = reader["read_model"](tmp_path / "model.safetensors")
     layers = splore.decomposed_layers(model)
-    assert list(weights) == list(layers) and text["version"] == (1 if (block, values) == (1, "float32") else 2)
+    assert list(weights) == list(layers) and text["version"] == 3
     for name, layer in layers.items():
         assert np.allclose(weights[name], layer.matrix.detach(), atol=1e-3 if values == "float16" else 1e-6), name
     codings = {each["sparse"]["support"]["coding"] for each in text["structure"]["layers"]}
-    if text["version"] == 1:
+    if (block, values) == (1, "float32"):
         assert codings <= {"all", "bitmap", "gaps"} and (codings == {"all"}) == (kept == 1)
+
+
+@pytest.mark.parametrize("file, version", [("model", 1), ("quantized", 2), ("together", 3)])
+def test_files_of_all_versions_are_read(reader, file, version):
+    path = Path(__file__).parent / "golden" / f"{file}.safetensors"
+    text, weights = reader["read_model"](path)
+    structure = splore.modelfile.file.read_structure(path)
+    assert text["version"] == version and list(weights) == [layer.names[0] for layer in structure.layers]
 
 
 def test_positions_are_read_in_each_coding(reader):

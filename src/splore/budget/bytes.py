@@ -1,6 +1,7 @@
 """Budgets of bytes: what the model file will take, with the types of its values and the coding of its positions."""
 
 import copy
+import random
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +26,9 @@ POSITION = 1.0
 VALUE, SCALE = {Values.INT8: 1, Values.FLOAT16: 2}, 4
 """Bytes of a float32 number that is coded, and of the scale that a row of A and a direction of L have in int8."""
 
-RANGE, RANGES = (-0.1234567, 0.1234567), ("", ".alone", ".pre")
-"""The longest range of an activation, and the names of one layer's in the file of a net in eight bits. Few layers have
-them all, which leaves room for those of the input, of pools and of additions."""
+RANGES = ("", ".alone", ".pre")
+"""The names of one layer's ranges of activations in the file of a net in eight bits. Few layers have them all, which
+leaves room for those of the input, of pools and of additions."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,11 @@ class Bytes:
             net = copy.deepcopy(net)
             round_weights(net)
         if self.values == "int8":
+            draw = random.Random(0)  # digits of no pattern, since the file has them deflated
             net.activation_ranges = {  # type: ignore[assignment]
-                f"{name}{end}": RANGE for name, *_ in weights(net) for end in RANGES
+                f"{name}{end}": (-round(draw.random(), 7), round(draw.random(), 7))
+                for name, *_ in weights(net)
+                for end in RANGES
             }
         return net, kind
 

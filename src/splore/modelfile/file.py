@@ -4,8 +4,11 @@ Its tensors are described in `splore.modelfile.state`. The safetensors metadata 
 with
 
 - `format` "splore" and `version`;
-- `structure`, see `splore.modelfile.structure`;
-- `sha256` of the whole file, taken with zeros in the place of these 64 digits.
+- `sha256` of the whole file, taken with zeros in the place of these 64 digits;
+- `structure`, see `splore.modelfile.structure`, where the network is dense or the version below 3. In any other file
+  it is with the small tensors: see `splore.modelfile.small`.
+
+So the file of a dense network is a plain one of its state dict, which other programs read too.
 
 Whether parameters are trained (`requires_grad`) and the training mode are not part of the file.
 """
@@ -30,6 +33,7 @@ from splore.files import json_object, sha256, write_whole
 from splore.modelfile.coded import decode
 from splore.modelfile.hub import located
 from splore.modelfile.masked import take_masked
+from splore.modelfile.small import put_together, take_apart
 from splore.modelfile.state import check_network, restore, to_tensors
 from splore.modelfile.structure import ModelFileError, Structure, from_json, join, to_json
 from splore.modelfile.values import Values, values_of
@@ -39,8 +43,9 @@ if TYPE_CHECKING:
     from splore.vision import Origin
 
 FORMAT = "splore"
-VERSION = 2
-"""What is read at most. Version 2 knows blocks of S and coded numbers; a file without them is one of version 1."""
+VERSION = 3
+"""What is read at most. Version 2 knew blocks of S and coded numbers, version 3 puts small tensors together; a dense
+network is written in version 1."""
 DENSE_BYTES = 1 << 33
 """What a network that a file names may take unless the caller says otherwise: 8 GiB."""
 _SCRATCH = 1 << 26
@@ -142,10 +147,12 @@ def _serialised(
         task=task or task_of(model),
         ranges=getattr(model, "activation_ranges", None),
     )
-    blocks = any(layer.sparse and layer.sparse.block > 1 for layer in structure.layers)
-    version = VERSION if blocks or structure.coded else 1
-    text = {"format": FORMAT, "version": version, "sha256": _UNSIGNED, "structure": to_json(structure)}
+    text = {"format": FORMAT, "version": VERSION, "sha256": _UNSIGNED}
     try:
+        if structure.layers or structure.coded:
+            tensors = put_together(tensors, to_json(structure))
+        else:
+            text |= {"version": 1, "structure": to_json(structure)}
         data = to_safetensors(tensors, {FORMAT: json.dumps(text, separators=(",", ":"))})
     except (KeyError, ValueError, SafetensorError) as error:
         raise ValueError(f"the model's state can't be written as safetensors: {error}") from error
@@ -165,25 +172,34 @@ def _origin(model: nn.Module) -> dict | None:
 
 
 def _read(path: str | os.PathLike) -> tuple[Structure, dict[str, Tensor]]:
-    """The structure and the tensors of a file whose digest is right; the tensors are views of the file."""
+    """The structure and the tensors of a file whose digest is right."""
     path = located(path)
     if not path.is_file():
         found = "something that is not a file" if path.exists() else "nothing"
         raise ModelFileError(f"expected a model file at {str(path)!r}, found {found}: check the path")
     try:
         with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get(FORMAT)
-            structure = _checked(path, text)
-            return structure, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            content = _checked(path, (file.metadata() or {}).get(FORMAT))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ModelFileError(
             f"expected a whole safetensors file at {str(path)!r}, found one that can't be read ({error}): "
             "it is truncated, altered or of another kind; get the file anew"
         ) from error
+    structure = content.get("structure")
+    if content["version"] >= 3:
+        try:
+            structure, tensors = take_apart(tensors)
+        except (SafetensorError, ValueError) as error:
+            raise ModelFileError(
+                f"expected small tensors and their header in {str(path)!r}, found some that can't be read ({error}): "
+                "get the file anew"
+            ) from error
+    return from_json(structure), tensors
 
 
-def _checked(path: str | os.PathLike, text: str | None) -> Structure:
-    """The structure in the metadata, once format, version and digest are right."""
+def _checked(path: str | os.PathLike, text: str | None) -> dict[str, Any]:
+    """What the metadata say, once format, version and digest are right."""
     try:
         content = json_object(text or "")
     except ValueError:
@@ -205,7 +221,7 @@ def _checked(path: str | os.PathLike, text: str | None) -> Structure:
             f"expected the contents that were saved at {str(path)!r}, found others (the SHA-256 differs): "
             "the file was altered or damaged; get it anew"
         )
-    return from_json(content.get("structure"))
+    return content
 
 
 def _digest(path: str | os.PathLike) -> str | None:
