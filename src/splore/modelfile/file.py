@@ -14,10 +14,8 @@ Whether parameters are trained (`requires_grad`) and the training mode are not p
 """
 
 import json
-import math
 import os
 import re
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,15 +24,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from splore.design.wrappers import network_within
 from splore.files import json_object, sha256, write_whole
+from splore.modelfile.built import built
 from splore.modelfile.coded import decode
 from splore.modelfile.hub import located
 from splore.modelfile.masked import take_masked
 from splore.modelfile.small import put_together, take_apart
-from splore.modelfile.state import check_network, restore, to_tensors
+from splore.modelfile.state import restore, to_tensors
 from splore.modelfile.structure import ModelFileError, Structure, from_json, join, to_json
 from splore.modelfile.values import Values, values_of
 from splore.task import Task, task_of
@@ -48,8 +46,6 @@ VERSION = 3
 network is written in version 1."""
 DENSE_BYTES = 1 << 33
 """What a network that a file names may take unless the caller says otherwise: 8 GiB."""
-_SCRATCH = 1 << 26
-"""Bytes that a network may take while it is built beside what the file holds."""
 _UNSIGNED = "0" * 64
 """What stands in the place of the digest while it is taken."""
 _DIGEST = re.compile(rb'\\"sha256\\":\\"([0-9a-f]{64})\\"')
@@ -111,7 +107,7 @@ def load(path: str | os.PathLike, model: nn.Module | None = None, dense_bytes: i
             raise
         return model
     tensors = decode(structure, tensors)
-    net = restore(_built(structure, tensors, dense_bytes) if model is None else model, structure, tensors)
+    net = restore(built(structure, tensors, dense_bytes) if model is None else model, structure, tensors)
     if structure.task is not None:
         net.task = structure.task  # type: ignore[assignment]
     if structure.ranges is not None:
@@ -235,60 +231,3 @@ def _digest(path: str | os.PathLike) -> str | None:
             return None
         unsigned = header[: stated.start(1)] + _UNSIGNED.encode() + header[stated.end(1) :]
         return sha256(chain([unsigned], iter(lambda: file.read(1 << 20), b"")))
-
-
-def _built(structure: Structure, tensors: dict[str, Tensor], most: int) -> nn.Module:
-    """The dense network that the file names, from the zoo, torchvision or timm, of so many bytes at the most."""
-    from splore.vision import Origin, rebuild
-
-    if structure.origin is None:
-        raise ModelFileError("the file doesn't say how its network is built: pass the dense network as `model`")
-    try:
-        origin = Origin(**structure.origin)
-        skeleton = _without_storage(rebuild, origin)
-        if skeleton is not None:
-            check_network(skeleton, structure, tensors)
-        with _Bounded(min(most, _expected_bytes(structure, tensors))):
-            return rebuild(origin)
-    except (TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, ModelFileError):
-            raise
-        raise ModelFileError(f"the network of the file can't be built ({error})") from error
-
-
-def _expected_bytes(structure: Structure, tensors: dict[str, Tensor]) -> int:
-    """What the dense network of a file takes at the most while it is built, in float32, whatever it is stored in."""
-    stored = sum(tensor.numel() for tensor in tensors.values())
-    return 8 * (stored + sum(math.prod(layer.shape) for layer in structure.layers)) + _SCRATCH
-
-
-class _Bounded(TorchFunctionMode):
-    """Refuses tensors that are made beyond so many bytes in all, before anything is written into them."""
-
-    def __init__(self, most: int) -> None:
-        super().__init__()
-        self.left = self.most = most
-
-    def __torch_function__(
-        self, func: Callable, types: object, args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:  # noqa: ANN401
-        made = func(*args, **(kwargs or {}))
-        if func is torch.empty:
-            self.left -= made.nbytes
-            if self.left < 0:
-                raise ModelFileError(
-                    f"expected a network that takes at most {self.most >> 20} MiB, by what the file holds or by "
-                    "`dense_bytes`, found that the file names a larger one: get the file anew, or pass the network"
-                )
-        return made
-
-
-def _without_storage(build: Callable[..., nn.Module], origin: "Origin") -> nn.Module | None:
-    """The network on 'meta', to see first whether the file fits it; None where it can't be built there."""
-    try:
-        with torch.device("meta"):
-            return build(origin)
-    except (ImportError, ValueError):
-        raise
-    except Exception:  # what a constructor that reads its own tensors raises on 'meta' is anything
-        return None
