@@ -184,8 +184,11 @@ def test_a_finished_run_has_nothing_left_to_resume(undisturbed, tmp_path):
 
 
 def test_killed_before_the_summary_only_that_is_made_anew(undisturbed, tmp_path):
+    """The kill came as the last checkpoint had been written, before the one it displaces was gone."""
     out = shutil.copytree(undisturbed, tmp_path / "out")
     (out / "summary.json").unlink()
+    oldest = checkpoints(out)[0]
+    shutil.copy(oldest, oldest.with_name(f"{int(oldest.stem) - 1:06d}.pt"))
     done = splore(*WORDS, "--resume", folder=tmp_path)
     assert done.code == 0 and "epoch 1/" not in done.out, done
     assert_same(out, undisturbed)

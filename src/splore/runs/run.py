@@ -83,7 +83,9 @@ class Run:
             display.say(f"files in {self.out}: {files}, summary.json")
         accelerator.end_training()
         summary = self.record.summarise(self.recipe, cost(model, prepared.data.image_shape), dense_bytes(model))
-        if prepared.main and not self.recipe.hardware.keep_checkpoints:
+        if prepared.main and self.recipe.hardware.keep_checkpoints:
+            self.record.checkpoints.tidy()
+        elif prepared.main:
             self.record.checkpoints.remove()
         return summary
 

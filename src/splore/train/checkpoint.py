@@ -2,6 +2,7 @@
 
 import io
 import random
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -41,17 +42,18 @@ class Checkpoints:
             with suppress(OSError):
                 path.with_suffix(".sha256").unlink(missing_ok=True)
             raise
-        kept = [*(each for each in numbers if self._good is None or each <= self._good), number][-KEPT:]
+        kept = [*self._whole(numbers), number][-KEPT:]
         self._good = number
-        for other in set(numbers) - set(kept):
-            self._path(other).unlink(missing_ok=True)
-            self._path(other).with_suffix(".sha256").unlink(missing_ok=True)
+        self._remove(set(numbers) - set(kept))
+
+    def tidy(self) -> None:
+        """Lets go of what a kill within a save has left beside the last two."""
+        numbers = self._numbers()
+        self._remove(set(numbers) - set(self._whole(numbers)[-KEPT:]))
 
     def remove(self) -> None:
         """Removes all of them, and their folder where it holds nothing else."""
-        for number in self._numbers():
-            self._path(number).unlink(missing_ok=True)
-            self._path(number).with_suffix(".sha256").unlink(missing_ok=True)
+        self._remove(self._numbers())
         with suppress(OSError):
             self.directory.rmdir()
 
@@ -72,6 +74,15 @@ class Checkpoints:
             except (OSError, UnicodeDecodeError):
                 continue
         return None
+
+    def _whole(self, numbers: list[int]) -> list[int]:
+        """Those up to the last one that is known to be whole; all of them where none is known."""
+        return [each for each in numbers if self._good is None or each <= self._good]
+
+    def _remove(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            self._path(number).unlink(missing_ok=True)
+            self._path(number).with_suffix(".sha256").unlink(missing_ok=True)
 
     def _numbers(self) -> list[int]:
         return sorted(int(p.stem) for p in self.directory.glob("*.pt") if p.stem.isdigit())
