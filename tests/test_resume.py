@@ -15,7 +15,7 @@ from command import TINY, Command, checkpoints, contents, journal, same_weights,
 WORDS = [
     "run", *TINY, "--out=out", "--model=tests_support:forgetful", "--data.batch_size=16", "--train.epochs=3",
     "--finetune.epochs=3", "--design.rank=2", "--cut.steps=2", "--cut.ranks=0.5", "--finetune.distill=0.5",
-    "--hardware.checkpoint_minutes=0", "--hardware.keep_checkpoints=true",
+    "--train.density=0.5", "--hardware.checkpoint_minutes=0", "--hardware.keep_checkpoints=true",
 ]  # fmt: skip
 """Everything that a resumed run could get wrong: dropout, momentum, ranks and masks that change, a teacher, batch norm
 measured anew. A checkpoint after every step."""

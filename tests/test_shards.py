@@ -105,6 +105,7 @@ def test_losses_and_weights_are_those_of_one_process(gather, alone, tmp_path):
         ["--method=sparse", "--cut.ranks=keep"],
         ["--method=low-rank"],
         ["--cut.ranks=shared", "--train.nuclear=2"],
+        ["--train.l1=0", "--train.density=0.5"],
         ["--baseline=true", "--finetune.distill=0.5", "--cut.params=null", "--cut.energy=0.9"],
     ],
 )

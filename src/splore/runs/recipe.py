@@ -58,6 +58,8 @@ class TrainRecipe:
         proximal: take the l1 as a proximal step (exact zeros) rather than in the loss (the paper's way).
         frobenius: strength of the decay on ||A·B||^2.
         nuclear: strength of the nuclear norm of A·B, in strengths of l1; 1 makes of both the objective of robust PCA.
+        density: below 1, S is trained behind a threshold that lets through this share of its entries in the end, and
+            all of its gradients; for long trainings without l1.
     """
 
     epochs: int = 30
@@ -73,6 +75,7 @@ class TrainRecipe:
     proximal: bool = True
     frobenius: float = 5e-4
     nuclear: float = 1.0
+    density: float = 1.0
 
 
 @dataclass(frozen=True)

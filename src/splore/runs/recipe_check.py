@@ -34,7 +34,7 @@ def check_recipe(recipe: Recipe) -> None:
         if not value >= least:
             raise ValueError(f"{name} must be at least {least}, found {value}")
     shares = [(f"cut.{name}", getattr(cut, name)) for name in ("params", "bytes", "macs", "energy", "ranks")]
-    for name, share in shares:
+    for name, share in (*shares, ("train.density", train.density)):
         if isinstance(share, float | int) and not 0 < share <= 1:
             raise ValueError(f"{name} must be above 0 and at most 1, found {share}")
     rates = [("train.lr", train.lr), ("finetune.lr", tune.lr), ("finetune.temperature", tune.temperature)]

@@ -114,7 +114,14 @@ class Run:
         def objective(net: nn.Module, optimizer: torch.optim.Optimizer) -> Loss:
             scaling = Scaling(train.l1_scaling)
             l1 = attach(
-                net, optimizer, l1=train.l1, frobenius=train.frobenius, scaling=scaling, proximal=train.proximal
+                net,
+                optimizer,
+                l1=train.l1,
+                frobenius=train.frobenius,
+                scaling=scaling,
+                proximal=train.proximal,
+                density=train.density,
+                steps=train.epochs * len(self.prepared.data.train),
             ).l1
             if train.proximal:
                 return self._entropy

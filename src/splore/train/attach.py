@@ -12,6 +12,7 @@ from splore.train.masks import MaskHold
 from splore.train.optimizer import Present, hooked
 from splore.train.penalties import L1, FrobeniusDecay, NuclearDecay, Scaling
 from splore.train.rate import Rate, rate
+from splore.train.straight_through import StraightThrough
 
 
 class Attached:
@@ -20,6 +21,7 @@ class Attached:
     Attributes:
         l1, frobenius, nuclear: the penalties; their `strength` may be changed on the way.
         masks: the hold of the masks, or None.
+        straight_through: the threshold on S, or None.
     """
 
     def __init__(
@@ -32,6 +34,8 @@ class Attached:
         scaling: Scaling,
         proximal: bool,
         masks: bool,
+        density: float,
+        steps: int | None,
     ) -> None:
         self.optimizer = hooked(optimizer)
         if not decomposed_layers(model):
@@ -45,6 +49,7 @@ class Attached:
             rate(self.optimizer, {}, {})
         self.l1, self.proximal = L1(model, l1, scaling), proximal
         self.frobenius, self.nuclear = FrobeniusDecay(model, frobenius), NuclearDecay(model, nuclear)
+        self.straight_through = self._threshold(density, steps)
         self._stepping = False
         present = Present(model, self.optimizer)
         self._check_once()
@@ -64,13 +69,28 @@ class Attached:
             for name in ("l1", "frobenius", "nuclear"):
                 if getattr(self, name).strength and getattr(other, name).strength:
                     raise ValueError(f"the model has the {name} on this optimiser already: remove() that first")
+            if self.straight_through and other.straight_through:
+                raise ValueError("the model has a threshold on this optimiser already: remove() that first")
+
+    def _threshold(self, density: float, steps: int | None) -> StraightThrough | None:
+        if not 0 < density <= 1:
+            raise ValueError(f"density must be above 0 and at most 1, found {density}")
+        if density == 1:
+            return None
+        if steps is None or steps < 1:
+            raise ValueError(
+                f"a density below 1 is reached step by step: give steps=, those of the whole training, found {steps}"
+            )
+        return StraightThrough(self.optimizer, self.l1.parts, self.l1.blocks, density, steps)
 
     def remove(self) -> None:
-        """Leaves the optimiser as it was found."""
+        """Leaves the optimiser as it was found; S stays what is above its threshold, if it has one."""
         for handle in self._handles:
             handle.remove()
         if self.masks:
             self.masks.remove()
+        if self.straight_through:
+            self.straight_through.remove()
 
     def state_dict(self) -> dict[str, Any]:
         """The strengths; and the random numbers, where parts are in half precision. The masks are the model's."""
@@ -108,6 +128,8 @@ class Attached:
         return both
 
     def _add_gradients(self) -> None:
+        if self.straight_through:
+            self.straight_through.restore()
         scale = getattr(self.optimizer, "grad_scale", None)  # of a fused step, which divides the gradients by it
         scale = 1.0 if scale is None else float(scale)
         if any(group.get("maximize") for group in self.optimizer.param_groups):  # penalties are to fall even so
@@ -122,6 +144,8 @@ class Attached:
             overflow = getattr(self.optimizer, "found_inf", None)  # of a fused step, which then leaves all as it was
             if overflow is None or not overflow.item():
                 self.l1.shrink(self._rates())
+        if self._stepping and self.straight_through:
+            self.straight_through.apply()
         self._stepping = False
 
     def _rates(self) -> list[Rate]:
@@ -143,6 +167,8 @@ def attach(
     scaling: Scaling = Scaling.PCA,
     proximal: bool = True,
     masks: bool = True,
+    density: float = 1.0,
+    steps: int | None = None,
 ) -> Attached:
     """Hangs the method on a training loop: from now on each step of `optimizer` learns W = A·B + S.
 
@@ -164,9 +190,13 @@ def attach(
         scaling: how the strength of the l1 differs between layers.
         proximal: False takes the l1 into the gradients instead (the paper's way), with any optimiser.
         masks: whether cut entries of S are held at zero, as by `hold_masks`.
+        density: below 1, S stands behind a threshold that lets through this share of its entries in the end, with
+            gradients that pass straight through, so that entries come back: see `splore.train.straight_through`. About
+            the share that a cut will leave, and no l1 beside it. The optimiser's state holds what is behind it.
+        steps: how many steps the whole training has; the threshold rises over the first 80 % of them.
 
     Raises:
         ValueError: nothing is decomposed; the optimiser lacks present parameters of the model (before a step, too, if
             ranks change), has the same penalty already, is LBFGS, or is one for which the threshold is not known.
     """
-    return Attached(model, optimizer, l1, frobenius, nuclear, scaling, proximal, masks)
+    return Attached(model, optimizer, l1, frobenius, nuclear, scaling, proximal, masks, density, steps)
