@@ -63,12 +63,14 @@ class StraightThrough:
         threshold = max((state.get(THRESHOLD, 0.0) for state in states), default=0.0)
         if taken % self.every == 0:
             threshold = self._threshold(taken)
-        for S, blocks in zip(self.parts, self.blocks, strict=True):
-            if S.grad is None and LATENT not in self.optimizer.state.get(S, {}):
+        for S, blocks, state in zip(self.parts, self.blocks, states, strict=True):
+            if LATENT in state:
+                state[LATENT].copy_(S)
+            elif S.grad is not None:
+                state = self.optimizer.state[S]
+                state[LATENT] = S.detach().clone()
+            else:
                 continue  # not stepped yet: optimisers take a state that is not empty for one that they have begun
-            state = self.optimizer.state[S]
-            latent = state.setdefault(LATENT, torch.empty_like(S, requires_grad=False))
-            latent.copy_(S)
             state[TAKEN], state[THRESHOLD] = taken, threshold
             if threshold:
                 part = local(S)
