@@ -128,6 +128,18 @@ def test_rows_say_the_currency_and_the_cost_in_it(tmp_path):
     assert rows["dense", "params"]["cost"] == 1
 
 
+def test_a_net_behind_the_threshold_is_named_so_and_others_are_not(tmp_path):
+    for method in ("dense", "low-rank", "sparse", "best"):
+        kept = 100 if method == "dense" else 15
+        given = "resnet20-dense-100" if method == "dense" else "resnet20-best-15"
+        summary = json.loads((run.RESULTS / f"{given}-6ep-seed0.json").read_text())
+        if method != "sparse":
+            summary["recipe"]["train"]["density"] = 0.14
+        (tmp_path / f"resnet20-{method}-{kept}-6ep-seed0.json").write_text(json.dumps(summary))
+    said = [table.trained(row) for row in table.rows(tmp_path)]
+    assert said == ["dense", "best, train.density 0.14", "low-rank", "sparse"]
+
+
 def test_the_unscaled_l1_is_as_strong_as_the_scaled_one_on_average():
     strength = run.mean_strength("digits_cnn", 0.01)
     model = splore.build("digits_cnn", 10)

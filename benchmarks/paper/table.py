@@ -60,6 +60,7 @@ def rows(folder: Path) -> list[dict]:
                 "bytes": round(statistics.mean(part["bytes"] for part in parts)),
                 "hardware": "; ".join(sorted({run["hardware"]["gpu"] or run["hardware"]["cpu"] for run in runs})),
                 "wanted": wanted,
+                "densities": sorted({run["recipe"]["train"].get("density", 1.0) for run in runs}),
             }
         )
     order = ("net", "epochs", "values", "currency")
@@ -131,6 +132,14 @@ def percent(mean: float, spread: float | None) -> str:
     return f"{mean:.2f} %" if spread is None else f"{mean:.2f} ± {spread:.2f} %"
 
 
+def trained(row: dict) -> str:
+    """The method, with `train.density` where there is an S that was trained behind a threshold."""
+    behind = [f"{density:g}" for density in row["densities"] if density < 1]
+    if not behind or row["method"] in ("dense", "low-rank"):
+        return row["method"]
+    return f"{row['method']}, train.density {' or '.join(behind)}"
+
+
 def cost(row: dict) -> str:
     values = "" if row["values"] == "float32" else f", {row['values']}"
     return f"{100 * row['cost']:.2f} % of the {CURRENCIES[row['currency']]}{values}"
@@ -155,7 +164,7 @@ def main() -> None:
         if row["method"] in METHODS:
             dense = "" if row["dense_mean"] is None else f"{row['dense_mean']:.2f} %"
             print(
-                f"| {row['net']} | {row['method']} | {cost(row)} | {100 * row['kept']:.2f} % "
+                f"| {row['net']} | {trained(row)} | {cost(row)} | {100 * row['kept']:.2f} % "
                 f"| {percent(row['accuracy_mean'], row['accuracy_std'])} | {dense} "
                 f"| {row['epochs']} | {row['seeds']} | {row['bytes'] / 1e6:.2f} MB | {row['hardware']} |"
             )
@@ -169,7 +178,7 @@ def main() -> None:
     for row in compared:
         over = row["differences"]
         print(
-            f"| {row['net']} | {row['method']} | {cost(row)} "
+            f"| {row['net']} | {trained(row)} | {cost(row)} "
             f"| {percent(row['accuracy_mean'], row['accuracy_std'])} | {statistics.mean(over):+.2f} "
             f"| {', '.join(f'{points:+.2f}' for points in over)} | {p_value(over)} | {row['epochs']} |"
         )
