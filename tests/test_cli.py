@@ -36,6 +36,7 @@ RECIPE_OPTIONS = [
     "--cut.params", "--cut.bytes", "--cut.macs", "--cut.ms", "--cut.batch", "--cut.threads", "--cut.budgets",
     "--cut.energy", "--cut.score", "--cut.ranks", "--cut.steps", "--cut.recalibrate_batches",
     "--finetune.epochs", "--finetune.lr", "--finetune.warmup_epochs", "--finetune.distill", "--finetune.temperature",
+    "--finetune.teacher",
     "--quantize.images", "--quantize.ranges", "--quantize.epochs", "--quantize.lr",
     "--hardware.device", "--hardware.precision", "--hardware.compile", "--hardware.cuda_graphs",
     "--hardware.channels_last", "--hardware.parallel", "--hardware.threads", "--hardware.checkpoint_minutes",
@@ -68,7 +69,7 @@ ODD = Recipe(
     design=DesignRecipe(0.25, "spatial", ["re:layer[12]\\..*", "*"], ["fc", "null"], "random", 0.5, 4),
     train=TrainRecipe(7, "adamw", 1e-5, 1e-6, 0.0, 1e-10, 0.5, 0.1, 3.0, "none", False, 0.0, 1e-3, 0.25),
     cut=CutRecipe(None, 0.2, 0.3, 4.0, 3, 2, [0.5], 0.99, "relative", 0.5, 4, 0),
-    finetune=FinetuneRecipe(5, 1e-4, 0.25, 0.5, 1e3),
+    finetune=FinetuneRecipe(5, 1e-4, 0.25, 0.5, 1e3, "teacher.pt"),
     quantize=QuantizeRecipe(64, "max", 2, 1e-3),
     hardware=HardwareRecipe("cpu", "bf16", True, True, False, "fsdp", 3, 1e-3, ["tensorboard", "wandb"], True),
 )

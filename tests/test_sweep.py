@@ -62,6 +62,8 @@ def test_without_methods_and_shares_only_the_seed_differs(tmp_path):
 def test_those_that_learn_from_a_dense_net_train_their_own(tmp_path):
     recipe = Recipe(finetune=FinetuneRecipe(distill=0.5))
     assert all(each.baseline for each in trial_recipes(recipe, tmp_path, [0], ["dense", "sparse"]).values())
+    recipe = Recipe(finetune=FinetuneRecipe(distill=0.5, teacher="dense.safetensors"))
+    assert not trial_recipes(recipe, tmp_path, [0], ["dense", "sparse"])["sparse-seed-0"].baseline
 
 
 def test_the_table_has_a_row_for_each_method_and_share(finished):

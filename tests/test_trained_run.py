@@ -61,8 +61,36 @@ def test_weights_that_are_missing_unreadable_or_of_another_net_are_refused(dense
     for name, said in {
         "none.pt": "no file of weights",
         "text.pt": "can't be read as weights of torch",
-        "other.pt": "fit none of",
+        "other.pt": "don't fit",
         "list.pt": "expected a state dict",
     }.items():
         splore("run", *TINY, f"--weights={name}", "--out=out", folder=tmp_path).refused(said)
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_teacher_on_disk_teaches_as_the_baseline_does(tmp_path):
+    words = ("run", *TINY, "--finetune.distill=0.5")
+    done = splore(*words, "--out=own", folder=tmp_path)
+    assert done.code == 0 and "teacher" not in done.out, done
+    taught = ("--baseline=false", "--finetune.teacher=own/dense.safetensors")
+    done = splore(*words, *taught, "--out=given", folder=tmp_path)
+    assert done.code == 0, done
+    accuracy = stages(tmp_path / "own")["dense"]["accuracy"]
+    assert f"teacher: {accuracy:.2f} % on" in done.out
+    own, given = stages(tmp_path / "own"), stages(tmp_path / "given")
+    assert list(given) == ["after training", "after the cut", "after fine-tuning"]
+    assert all(given[name]["loss"] == pytest.approx(own[name]["loss"], rel=1e-4) for name in given)
+
+
+def test_a_teacher_that_could_not_teach_is_refused(dense, tmp_path):
+    state = tensors(dense / "dense.safetensors")
+    last = list(state)[-1]
+    torch.save(state | {last: torch.zeros(7)}, tmp_path / "classes.pt")
+    for words, said in {
+        ("--finetune.distill=0.5", "--baseline=false"): "set baseline: true, or finetune.teacher",
+        ("--finetune.teacher=none.pt",): "set finetune.distill above 0",
+        ("--finetune.distill=0.5", "--finetune.teacher=none.pt"): "no file of weights",
+        ("--finetune.distill=0.5", "--finetune.teacher=classes.pt"): "expected all to fit",
+    }.items():
+        splore("run", *TINY, *words, "--out=out", folder=tmp_path).refused(said)
         assert not (tmp_path / "out").exists()

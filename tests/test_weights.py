@@ -27,8 +27,19 @@ def test_a_state_is_found_under_its_key_and_whatever_prefix(tmp_path, prefix, un
 
 def test_two_nets_in_one_state_are_not_guessed_between():
     state = {f"{who}.{name}": value for who in ("teacher", "student") for name, value in net().state_dict().items()}
-    with pytest.raises(ValueError, match="fit none of 3 layers"):
+    with pytest.raises(ValueError, match="don't fit 3 layers"):
         start_from(net(), state, "they")
+
+
+def test_all_layers_must_fit_where_none_is_to_be_trained():
+    state = net().state_dict()
+    last = list(state)[-1]
+    state[last] = torch.zeros(7)
+    assert start_from(net(), state, "they") == [
+        f"{last.rpartition('.')[0]} starts untrained: they have nothing of its shape"
+    ]
+    with pytest.raises(ValueError, match="they don't fit 1 layer .*expected all to fit"):
+        start_from(net(), state, "they", whole=True)
 
 
 @pytest.mark.parametrize("key", ["0.weight", "1.running_mean"])

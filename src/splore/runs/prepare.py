@@ -37,6 +37,7 @@ class Prepared:
         model: the net, on the device; decomposed unless the method is dense.
         dense: its dense twin with the same starting values, where one is to be trained.
         given: the net as it was given, where it starts from trained weights.
+        teacher: the net to learn from, where finetune.teacher has its weights.
         structure: what was decomposed; None where the method is dense.
         notes: what there is to say of the weights that it starts from.
     """
@@ -47,6 +48,7 @@ class Prepared:
     model: nn.Module
     dense: nn.Module | None
     given: nn.Module | None
+    teacher: nn.Module | None
     structure: Summary | None
     notes: list[str]
 
@@ -92,9 +94,20 @@ def prepare(recipe: Recipe, out: Path) -> Prepared:
     check_outputs(model, data)
     dense = copy.deepcopy(model) if recipe.baseline or recipe.method == "dense" else None
     given = copy.deepcopy(model) if recipe.trained else None
+    teacher = _teacher(recipe, model)
     structure = decompose(model, design_of(recipe)) if recipe.method != "dense" else None
     _check_budget(recipe, model, data.image_shape)
-    return Prepared(recipe, accelerator, data, model, dense, given, structure, notes)
+    return Prepared(recipe, accelerator, data, model, dense, given, teacher, structure, notes)
+
+
+def _teacher(recipe: Recipe, model: nn.Module) -> nn.Module | None:
+    """A copy of the dense net with the weights of finetune.teacher, all of them."""
+    path = recipe.finetune.teacher
+    if path is None or recipe.method == "dense":
+        return None
+    teacher = copy.deepcopy(model)
+    start_from(teacher, read_weights(path), f"the teacher's weights in {path}", whole=True)
+    return teacher
 
 
 def fetch(images: DataRecipe) -> None:

@@ -125,8 +125,9 @@ class FinetuneRecipe:
         epochs: passes over the training images; 0 leaves this out.
         lr: peak learning rate.
         warmup_epochs: epochs of linear warm-up before the cosine.
-        distill: weight of the dense baseline's outputs in the loss, 0 to 1; above 0 needs baseline: true.
+        distill: weight of a dense net's outputs in the loss, 0 to 1; above 0 needs a teacher, or baseline: true.
         temperature: of the distillation's softmax.
+        teacher: weights of the dense net to learn from, a file like that of `weights`; null: the baseline's.
     """
 
     epochs: int = 10
@@ -134,6 +135,7 @@ class FinetuneRecipe:
     warmup_epochs: float = 0.0
     distill: float = 0.0
     temperature: float = 4.0
+    teacher: str | None = None
 
 
 @dataclass(frozen=True)

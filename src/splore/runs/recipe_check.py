@@ -47,8 +47,12 @@ def check_recipe(recipe: Recipe) -> None:
     for name, part in (*parts, ("finetune.distill", tune.distill)):
         if not 0 <= part <= 1:
             raise ValueError(f"{name} must lie between 0 and 1, found {part}")
-    if tune.distill and not recipe.baseline:
-        raise ValueError("finetune.distill needs the dense baseline to learn from: set baseline: true")
+    if tune.distill and not recipe.baseline and tune.teacher is None:
+        raise ValueError(
+            "finetune.distill needs a dense net to learn from: set baseline: true, or finetune.teacher to its weights"
+        )
+    if tune.teacher is not None and not tune.distill:
+        raise ValueError("finetune.teacher has no weight in the loss: set finetune.distill above 0, 0.5 for instance")
     if cut.steps > max(tune.epochs, 1):
         raise ValueError(f"cut.steps ({cut.steps}) can't exceed finetune.epochs ({tune.epochs})")
     if recipe.quantize.epochs and not recipe.quantize.images:

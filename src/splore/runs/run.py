@@ -67,11 +67,14 @@ class Run:
                 self._row("as given", prepared.given)
                 if prepared.structure is not None:
                     self._row("as decomposed", model)
-            teacher = None if prepared.dense is None else self._dense(prepared.dense)
+            if prepared.teacher is not None and not self._resumed:
+                score = common_score(prepared.teacher, prepared.data.test, accelerator)
+                display.say(f"teacher: {score.accuracy:.2f} % on {score.samples:,} test images")
+            baseline = None if prepared.dense is None else self._dense(prepared.dense)
             if prepared.structure is not None:
                 display.say(str(prepared.structure))
                 self._train(model)
-                self._finetune(model, teacher)
+                self._finetune(model, prepared.teacher or baseline)
                 self._quantize(model)
             display.say(stage_table(self.record.table()))
             if any(row["params_kept"] > 1 for row in self.record.rows):

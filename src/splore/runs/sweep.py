@@ -60,7 +60,8 @@ def trials_of(
             changed = replace(
                 changed, cut=replace(recipe.cut, params=share, bytes=None, macs=None, ms=None, energy=None)
             )
-        if "dense" in methods and method != "dense" and not recipe.finetune.distill:
+        learns = recipe.finetune.distill and recipe.finetune.teacher is None  # from the baseline
+        if "dense" in methods and method != "dense" and not learns:
             changed = replace(changed, baseline=False)
         check_recipe(changed)
         parts = [*([method] if methods else []), *([] if share is None else [f"{100 * share:g}"])]

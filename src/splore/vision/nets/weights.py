@@ -10,7 +10,7 @@ from torch import nn
 from splore.tensors import load_tensors
 
 
-def start_from(model: nn.Module, trained: Mapping[str, torch.Tensor], what: str) -> list[str]:
+def start_from(model: nn.Module, trained: Mapping[str, torch.Tensor], what: str, whole: bool = False) -> list[str]:
     """Copies trained tensors into `model`, all but the last layer's where the numbers of classes differ.
 
     A prefix that all names have, such as `module.`, `_orig_mod.` or `model.`, is left out.
@@ -19,7 +19,8 @@ def start_from(model: nn.Module, trained: Mapping[str, torch.Tensor], what: str)
         What there is to say: which layer starts untrained, and which tensors have no place.
 
     Raises:
-        ValueError: they, called `what`, fit less of the model than all but one layer, or lack one that is not the last.
+        ValueError: they, called `what`, fit less of the model than all but one layer, or lack one that is not the last;
+            with `whole`: they fit less than all layers.
     """
     own = model.state_dict()
     trained = _without_prefix(trained, list(own))
@@ -27,9 +28,10 @@ def start_from(model: nn.Module, trained: Mapping[str, torch.Tensor], what: str)
     # Old states have no count of batches.
     unfit = [key for key in own if key not in fits and not key.endswith("num_batches_tracked")]
     left = {key.rpartition(".")[0] for key in unfit}
-    if len(left) > 1:
+    if len(left) > (0 if whole else 1):
         found = f"{', '.join(sorted(left)[:3])}{', ...' if len(left) > 3 else ''}"
-        raise ValueError(f"{what} fit none of {len(left)} layers ({found}); expected all but one to fit")
+        layers = f"{len(left)} layer{'s' * (len(left) > 1)} ({found})"
+        raise ValueError(f"{what} don't fit {layers}; expected {'all' if whole else 'all but one'} to fit")
     lacking = [key for key in unfit if key not in trained]
     if lacking and left != {list(own)[-1].rpartition(".")[0]}:
         raise ValueError(f"{what} lack {', '.join(lacking)}; expected all that is not of the last layer")
