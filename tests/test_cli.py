@@ -2,12 +2,13 @@
 
 import dataclasses
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
 
 import pytest
-from command import splore
+from command import SPLORE, splore
 
 from splore import __version__
 from splore.design.ranks import Budget, Energy
@@ -163,6 +164,14 @@ main(["compile", "net.safetensors"])
     assert done.returncode == 1 and done.stderr == (
         "splore: this needs PyTorch, and only programs (.splore) do without: pip install torch\n"
     )
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_nobody_reads_is_no_error(unbuffered):
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    command = subprocess.Popen([SPLORE, "recipe"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    command.stdout.close()
+    assert command.communicate(timeout=240)[1] == b"" and command.returncode == 141
 
 
 def test_the_printed_recipe_is_the_default_one_with_every_key_explained(tmp_path):

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import select
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -37,7 +38,10 @@ splore COMMAND --help explains each; splore --version tells the version. Exit co
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The entry point: exits 0, 1 for what went wrong on the way, 2 for what was asked wrongly, 130 for Ctrl-C."""
+    """The entry point: exits 0, 1 for what went wrong on the way, 2 for what was asked wrongly, 130 for Ctrl-C.
+
+    Where who reads the output leaves before its end it exits 141, without a word.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE)
@@ -51,14 +55,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if command not in COMMANDS:
             raise Misuse(f"there is no command {command!r}; {nearest(command, COMMANDS)} splore --help lists them")
-        raise SystemExit(importlib.import_module(f"splore.commands.{command}").command(rest))
+        code = importlib.import_module(f"splore.commands.{command}").command(rest)
+        print(end="", flush=True)
+        raise SystemExit(code)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except Exception as error:
-        code = exit_code(error)
-        if code is None or os.environ.get("SPLORE_DEBUG"):
+        if isinstance(error, BrokenPipeError) and _is_unread():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be written
+            raise SystemExit(141) from None  # as shells say it of SIGPIPE
+        found = exit_code(error)
+        if found is None or os.environ.get("SPLORE_DEBUG"):
             raise
-        _fail(explained(error), code)
+        _fail(explained(error), found)
+
+
+def _is_unread() -> bool:
+    """Whether who reads the output has seen enough and is gone, as `head` is."""
+    output = select.poll()
+    output.register(sys.stdout)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in output.poll(0))
 
 
 def _fail(message: str, code: int) -> NoReturn:
