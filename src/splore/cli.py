@@ -40,7 +40,7 @@ splore COMMAND --help explains each; splore --version tells the version. Exit co
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point: exits 0, 1 for what went wrong on the way, 2 for what was asked wrongly, 130 for Ctrl-C.
 
-    Where who reads the output leaves before its end it exits 141, without a word.
+    Where the reader of the output has left, as `head` does, it exits 141 without a word.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if command not in COMMANDS:
             raise Misuse(f"there is no command {command!r}; {nearest(command, COMMANDS)} splore --help lists them")
         code = importlib.import_module(f"splore.commands.{command}").command(rest)
-        print(end="", flush=True)
+        print(end="", flush=True)  # what can't be written is to fail here, not at the interpreter's end
         raise SystemExit(code)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _is_unread() -> bool:
-    """Whether who reads the output has seen enough and is gone, as `head` is."""
+    """Whether the reader of the output has closed it."""
     output = select.poll()
     output.register(sys.stdout)
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in output.poll(0))
